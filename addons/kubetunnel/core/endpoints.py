@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from .catalog import Endpoint, EndpointSlice, PodPort, Service, ServicePort, ServiceState
-from .errors import KubeTunnelError, NoReadyEndpoints, NotForwardable, ServiceNotFound
-from .ports import port_not_exposed, refuse_external_name, tcp_port
+from kubetunnel.core.catalog import Endpoint, EndpointSlice, PodPort, Service, ServicePort, ServiceState
+from kubetunnel.core.errors import KubeTunnelError, NoReadyEndpoints, NotForwardable, ServiceNotFound
+from kubetunnel.core.ports import port_not_exposed, refuse_external_name, tcp_port
 
 _MAX_NAMED = 10
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from .errors import NotAServiceName
+from kubetunnel.core.errors import NotAServiceName
 
 MAX_LABEL_CHARS = 63  # RFC 1035 2.3.4
 MAX_NAME_CHARS = 253  # RFC 1035 2.3.4: 255 octets on the wire, two of them for the first length and the root

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .catalog import Service, ServicePort
-from .errors import NotForwardable, PortNotExposed
+from kubetunnel.core.catalog import Service, ServicePort
+from kubetunnel.core.errors import NotForwardable, PortNotExposed
 
 # what fits a scheme, the best first: a port for https says so, web and grpc are found with and without TLS
 _FITTING = {"http": ("http", "web", "grpc"), "https": ("https", "web", "grpc")}

@@ -1,0 +1,42 @@
+# make run, make test: each does all the set-up that it needs, says what it does, and then its job.
+.DELETE_ON_ERROR:
+.PHONY: run test check test-cluster fmt clean help
+
+BIN := .venv/bin
+READY := .venv/.ready
+ARGS ?=
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+run: $(READY) ## the tunnel on 127.0.0.1:8080: your current cluster, else a simulated one (ARGS='…' are options of mitmdump)
+	@exec $(BIN)/python -m kubetunnel $(ARGS)
+
+test: $(READY) ## the tests, against the simulated cluster
+	$(BIN)/pytest -m 'not cluster' $(ARGS)
+
+check: $(READY) ## linters, types, import floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-cluster: $(READY) ## the contract suite against the cluster of $KUBECONFIG
+	$(BIN)/pytest -m cluster $(ARGS)
+
+fmt: $(READY) ## formats the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## removes what was made
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# a stamp: a second `make run` must not wait for an installer
+$(READY): pyproject.toml scripts/find-python
+	@python=$$(scripts/find-python) || exit 1; \
+	if ! [ -x $(BIN)/python ] || ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+		echo "Set-up: making .venv with $$python"; "$$python" -m venv --clear .venv || exit 1; fi
+	@echo "Set-up: installing kube-tunnel and its development tools into .venv (once; a minute or so)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $(READY)

@@ -1,0 +1,61 @@
+"""When to ping an upstream, and when its silence means death. Pure: time comes in.
+
+In tunnel mode a dead node shows by nothing else: the API server keeps its side open. But silence has innocent causes as
+well: we stopped reading, or the pod does not take what we upload, and the runtime's read loop, which answers pings, is
+stuck behind it. Only silence with neither of them is death.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+PING_INTERVAL_S = 5.0
+DEATH_S = 10.0
+STALL_S = 1.0  # a ping unanswered for so long: not dead yet, but no place for a new stream
+
+
+class Liveness:
+    """The silence of one upstream.
+
+    Args:
+        now: seconds of a monotonic clock, here and everywhere.
+        answers: whether a peer of this protocol answers pings for sure. Where it does not, silence is no sign.
+    """
+
+    def __init__(
+        self, now: float, *, answers: bool = True, ping_interval_s: float = PING_INTERVAL_S, death_s: float = DEATH_S
+    ) -> None:
+        self._ping_interval_s = ping_interval_s
+        self._death_s = death_s
+        self.answers = answers
+        self._heard_at = now
+        self._looked_at = now
+        self._pinged_at: float | None = None
+
+    def heard(self, now: float) -> None:
+        """Bytes came, of any kind."""
+        self._heard_at = now
+        self._pinged_at = None
+
+    def stalled(self, now: float) -> bool:
+        """A ping is out, and was not answered as fast as a live peer does."""
+        return self._pinged_at is not None and now - self._pinged_at >= STALL_S
+
+    def look(self, now: float, *, reading: bool, uploading: bool) -> Literal["ping", "dead"] | None:
+        """Call it about once a second.
+
+        Args:
+            reading: we take what the peer sends.
+            uploading: more bytes are under way than a pod that does not read could leave unnoticed.
+        """
+        gap, self._looked_at = now - self._looked_at, now
+        if not reading or gap >= self._ping_interval_s:  # our own silence: paused, or a suspended machine
+            self._heard_at = now
+            self._pinged_at = None
+        silence = now - self._heard_at
+        if silence >= self._death_s and self._pinged_at is not None and self.answers and not uploading:
+            return "dead"
+        if silence >= self._ping_interval_s and self._pinged_at is None:
+            self._pinged_at = now
+            return "ping"
+        return None

@@ -1,0 +1,57 @@
+"""Which bodies pass through as they come, and what of them mitmweb still shows.
+
+A short body of known length is held back until it is whole, so that it can be inspected, intercepted and sent again.
+Everything else (chunked, long, event streams, gRPC) is streamed, and a copy of its beginning is kept for the flow.
+"""
+
+from __future__ import annotations
+
+from mitmproxy import http
+from mitmproxy.net.http.http1 import expected_http_body_size
+
+MAX_HELD_BYTES = 1 << 20  # a body of known length up to this is buffered whole
+MAX_COPY_BYTES = 1 << 20  # of a streamed body, so much is kept for inspection
+
+
+class BodyCopy:
+    """Passes chunks on unchanged and keeps the first `MAX_COPY_BYTES`: mitmproxy's `message.stream` callable."""
+
+    def __init__(self) -> None:
+        self.kept = bytearray()
+        self.total_bytes = 0
+
+    def __call__(self, chunk: bytes) -> bytes:
+        self.total_bytes += len(chunk)
+        room = MAX_COPY_BYTES - len(self.kept)
+        if room > 0:
+            self.kept += chunk[:room]
+        return chunk
+
+    @property
+    def whole(self) -> bool:
+        return len(self.kept) == self.total_bytes
+
+
+def stream_request(flow: http.HTTPFlow) -> None:
+    """To be called in `requestheaders`: sets `flow.request.stream` where the body shall pass as it comes."""
+    unknown_length = flow.request.is_http2 and "content-length" not in flow.request.headers
+    if unknown_length or not _is_short(expected_http_body_size(flow.request)):
+        flow.request.stream = BodyCopy()
+
+
+def stream_response(flow: http.HTTPFlow) -> None:
+    """To be called in `responseheaders`: sets `flow.response.stream` where the body shall pass as it comes."""
+    if flow.response and not _is_short(expected_http_body_size(flow.request, flow.response)):
+        flow.response.stream = BodyCopy()
+
+
+def keep_copy(message: http.Message) -> None:
+    """To be called when the message is complete: shows the kept copy as the message's content, if it is all of it."""
+    copy = message.stream
+    if isinstance(copy, BodyCopy) and copy.whole:
+        message.data.content = bytes(copy.kept)
+
+
+def _is_short(size: int | None) -> bool:
+    # None: chunked, -1: until the connection closes
+    return size is not None and 0 <= size <= MAX_HELD_BYTES

@@ -1,0 +1,110 @@
+"""One cluster as the proxy uses it: who we are there, what it has, and the port-forwards into it.
+
+The kubeconfig is read at the first use, and where that failed at the next one again: a cause that is mended needs no
+restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from kubetunnel.cluster.access import ClusterAccess, load_access
+from kubetunnel.cluster.discovery import Discovery
+from kubetunnel.core.catalog import ServiceState
+from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.settings import ClusterSettings
+from kubetunnel.demo import Demo
+from kubetunnel.forward.pool import PortForwards
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What belongs to one context."""
+
+    access: ClusterAccess
+    discovery: Discovery
+    forwards: PortForwards
+
+    async def aclose(self) -> None:
+        await self.forwards.aclose()
+        await self.discovery.aclose()
+        await self.access.aclose()
+
+
+class Cluster:
+    """Opens sessions to one kubeconfig context.
+
+    Args:
+        settings: kubeconfig, context and namespace, None each for kubectl's default.
+    """
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self._settings = settings
+        self._demo: Demo | None = None
+        self._session: Session | None = None
+        self._opening = asyncio.Lock()
+        self._last_error = ""
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def configure(self, settings: ClusterSettings, demo: Demo | None) -> None:
+        """Takes other settings; a session that is open under the former ones is ended."""
+        if (settings, demo) != (self._settings, self._demo):
+            self._settings, self._demo = settings, demo
+            session, self._session = self._session, None
+            if session is not None:
+                self._retire(session)
+
+    async def session(self) -> Session:
+        """The session, opened at the first use. Raises KubeconfigError, Unauthenticated."""
+        if self._session is not None:
+            return self._session
+        async with self._opening:
+            if self._session is None:
+                self._session = _open(await self._load())
+            return self._session
+
+    async def _load(self) -> ClusterAccess:
+        settings = self._settings
+        try:
+            kubeconfig = await self._demo.kubeconfig() if self._demo else settings.kubeconfig
+            access = await load_access(kubeconfig=kubeconfig, context=settings.context, namespace=settings.namespace)
+        except KubeTunnelError as e:
+            if self._last_error != str(e):
+                logger.warning("%s", e)
+                self._last_error = str(e)
+            raise
+        self._last_error = ""
+        logger.info("Cluster %s (context %s, namespace %s).", access.server, access.context, access.namespace)
+        return access
+
+    def _retire(self, session: Session) -> None:
+        task = asyncio.get_running_loop().create_task(session.aclose(), name="retired cluster session")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def aclose(self) -> None:
+        """Ends watches and forwards."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.aclose()
+        await asyncio.gather(*self._retiring)
+
+
+def _open(access: ClusterAccess) -> Session:
+    discovery, forwards = Discovery(access), PortForwards(access)
+    known: dict[tuple[str, str], frozenset[str]] = {}
+
+    def drain_vanished(namespace: str, service: str, state: ServiceState | None) -> None:
+        # a pod that left the slices is ending, though its port-forwards would outlive it (no error comes by itself)
+        slices = state.slices if state else ()
+        pods = frozenset(e.pod for s in slices for e in s.endpoints if e.pod and not e.terminating)
+        for pod in known.get((namespace, service), frozenset()) - pods:
+            forwards.drain(namespace, pod)
+        known[namespace, service] = pods
+
+    discovery.subscribe(drain_vanished)
+    return Session(access, discovery, forwards)

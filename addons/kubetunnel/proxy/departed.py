@@ -1,0 +1,47 @@
+"""Tells a client that has gone away from one that only sends no more.
+
+Both look the same on the wire until something is sent to them (RFC 9293 section 3.6), and nothing is when the pod is
+silent. The clients here are mostly programs of this machine, and its kernel knows: of a socket that nobody has open any
+more it shows the inode 0 (proc(5), /proc/net/tcp).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from mitmproxy.connection import Client
+
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_FINISHED = {"04", "05", "06"}  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT of include/net/tcp_states.h
+
+
+def departed(clients: list[Client]) -> list[Client]:
+    """Those of the clients whose end of the connection is in no program's hands. None where that cannot be told."""
+    wanted = {key: client for client in clients if (key := _key(client))}
+    return [wanted[key] for key in _orphans() if key in wanted] if wanted else []
+
+
+def _orphans() -> Iterator[tuple[str, str]]:
+    for table in _TABLES:
+        with contextlib.suppress(OSError):  # another system than Linux, or no IPv6
+            for row in table.read_text().splitlines()[1:]:
+                _, local, remote, state, _, _, _, _, _, inode, *_ = row.split()
+                if inode == "0" and state in _FINISHED:
+                    yield local, remote
+
+
+def _key(client: Client) -> tuple[str, str] | None:
+    """The client's own view of the connection, as the kernel writes it."""
+    if client.peername is None or client.sockname is None:
+        return None
+    return _hexadecimal(*client.peername[:2]), _hexadecimal(*client.sockname[:2])
+
+
+def _hexadecimal(host: str, port: int) -> str:
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    words = struct.unpack(f"={len(packed) // 4}I", packed)
+    return "".join(f"{word:08X}" for word in words) + f":{port:04X}"

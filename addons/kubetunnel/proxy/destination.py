@@ -1,0 +1,28 @@
+"""Opens what a client asked for by SOCKS5 or CONNECT, before anybody knows what will be spoken to it.
+
+It is opened first, so that the client learns at once of a refusal, and a server that speaks first can.
+"""
+
+from __future__ import annotations
+
+from mitmproxy.proxy import commands, layer
+from mitmproxy.proxy.context import Context
+
+from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
+from kubetunnel.proxy.http_failures import Failures
+
+
+def open_destination(context: Context, failures: Failures) -> layer.CommandGenerator[KubeTunnelError | None]:
+    """Opens `context.server`, whose address is set. Part of a layer: `error = yield from open_destination(…)`.
+
+    Returns:
+        why it did not open; None where it did.
+    """
+    address = context.server.address
+    if address is None:
+        raise ValueError("there is no destination to open")
+    message: str | None = yield commands.OpenConnection(context.server)
+    if message is None:
+        return None
+    error = failures.connect_error(context.client, (address[0], address[1]))
+    return error or UpstreamProtocol(f"{address[0]}:{address[1]}: {message}.")

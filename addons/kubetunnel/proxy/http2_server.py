@@ -1,0 +1,51 @@
+"""The client's HTTP/2 connection."""
+
+from __future__ import annotations
+
+import h2.events
+from h2.errors import ErrorCodes
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestProtocolError,
+    ResponseHeaders,
+)
+from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState, format_h2_response_headers
+
+from kubetunnel.proxy.http2_connection import KubeHttp2Connection
+from kubetunnel.proxy.http_events import InformationalResponse, UpstreamFailed
+
+
+class KubeHttp2Server(KubeHttp2Connection, Http2Server):
+    """A client that goes away gets the answers to what it has asked, and finished streams leave no trace."""
+
+    _is_draining = False
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        yield from self.handle_with_flow_control(event, self._handle)
+        for stream_id in list(self.streams):
+            self.forget_if_closed(stream_id)
+        if self._is_draining and not self.streams:
+            yield from self.close_connection("client went away")
+
+    def _handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, InformationalResponse):
+            if self.is_open_for_us(event.stream_id):
+                head = ResponseHeaders(event.stream_id, event.response)
+                headers = yield from format_h2_response_headers(self.context, head)
+                self.h2_conn.send_headers(event.stream_id, headers)
+                yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        elif isinstance(event, UpstreamFailed) and event.h2_error is not None:
+            if not self.is_closed(event.stream_id):
+                # NO_ERROR would tell the client that nothing is missing
+                self.h2_conn.reset_stream(event.stream_id, event.h2_error or ErrorCodes.INTERNAL_ERROR)
+                yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        else:
+            yield from super()._handle_event(event)
+
+    def go_away(self, event: h2.events.ConnectionTerminated) -> layer.CommandGenerator[None]:
+        self._is_draining = True
+        yield from ()
+
+    def connection_lost(self, stream_id: int, state: StreamState, message: str) -> RequestProtocolError:
+        return RequestProtocolError(stream_id, message, ErrorCode.CLIENT_DISCONNECTED)

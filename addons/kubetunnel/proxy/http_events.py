@@ -1,0 +1,129 @@
+"""What the parts of our HTTP layer tell each other beyond mitmproxy's own events and commands.
+
+Events go from a connection to an exchange or back; commands go up to `KubeHttpLayer`, which answers or passes them on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mitmproxy import http
+from mitmproxy.connection import Connection, Server
+from mitmproxy.net.server_spec import ServerSpec
+from mitmproxy.proxy import events
+from mitmproxy.proxy.layers.http import _base as base
+from mitmproxy.proxy.layers.http._events import ErrorCode, ResponseProtocolError
+
+from kubetunnel.core.errors import KubeTunnelError
+
+
+@dataclass
+class InformationalResponse(base.HttpEvent):
+    """A 1xx response; the final one is still to come (RFC 9110 section 15.2)."""
+
+    response: http.Response
+
+
+@dataclass
+class DeadlinePassed(base.HttpEvent):
+    """The time for the response's headers is over."""
+
+
+@dataclass
+class Throttle(base.HttpEvent):
+    """To the connection that a body comes from: take no more of it for now, or go on."""
+
+    paused: bool
+
+
+class UpstreamFailed(ResponseProtocolError):  # noqa: N818 - an event, no exception
+    """The upstream did not answer as it should.
+
+    Args:
+        ended: the connection ended, in contrast to what is no HTTP.
+        answered: some of an answer came already.
+        unprocessed: the upstream said that it has done nothing for this request (RFC 9113 section 8.7).
+        h2_error: the code of its RST_STREAM.
+    """
+
+    def __init__(
+        self,
+        stream_id: int,
+        message: str,
+        code: ErrorCode = ErrorCode.GENERIC_SERVER_ERROR,
+        *,
+        ended: bool = False,
+        answered: bool = False,
+        unprocessed: bool = False,
+        h2_error: int | None = None,
+    ) -> None:
+        super().__init__(stream_id, message, code)
+        self.ended = ended
+        self.answered = answered
+        self.unprocessed = unprocessed
+        self.h2_error = h2_error
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What makes upstreams exchangeable: any of the same origin serves a request to it."""
+
+    address: tuple[str, int]
+    tls: bool
+    via: ServerSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An upstream for one exchange. `reused`: it has carried others before, so it may be stale."""
+
+    connection: Server
+    reused: bool
+
+
+@dataclass(eq=False)
+class GetUpstream(base.HttpCommand):
+    """Asks for an upstream; the reply is a `Lease`, or why there is none. `fresh`: none that was used before."""
+
+    origin: Origin
+    fresh: bool = False
+    blocking = True
+
+
+@dataclass(repr=False)
+class GetUpstreamCompleted(events.CommandCompleted):
+    """The reply."""
+
+    command: GetUpstream
+    reply: Lease | KubeTunnelError
+
+
+@dataclass
+class UpstreamFree(base.HttpCommand):
+    """This HTTP/1 upstream can take another request."""
+
+    connection: Server
+
+
+@dataclass
+class UpstreamDraining(base.HttpCommand):
+    """This HTTP/2 upstream takes no more requests; those that it has go on."""
+
+    connection: Server
+
+
+@dataclass
+class AwaitResponse(base.HttpCommand):
+    """Sets the exchange's deadline for response headers, in seconds from now; None takes it back."""
+
+    stream_id: int
+    timeout_s: float | None
+
+
+@dataclass
+class Congested(base.HttpCommand):
+    """More of a stream's body waits here than the peer takes (or no longer)."""
+
+    stream_id: int
+    connection: Connection
+    congested: bool

@@ -1,0 +1,57 @@
+"""What to do about an upstream that failed: send the request again, tell the client what happened, or pass it on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from h2.errors import ErrorCodes
+from mitmproxy import http
+from mitmproxy.connection import Client, Connection
+
+from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol, UpstreamReset
+from kubetunnel.proxy.http_events import UpstreamFailed
+from kubetunnel.proxy.http_repeat import is_idempotent
+
+# an HTTP/2 client knows what to do about these itself
+_PASSED_ON = {ErrorCodes.CANCEL, ErrorCodes.REFUSED_STREAM, ErrorCodes.HTTP_1_1_REQUIRED}
+
+
+class Failures(Protocol):
+    """Remembers why an upstream failed."""
+
+    def connect_error(self, client: Client, address: tuple[str, int]) -> KubeTunnelError | None:
+        """Why the last attempt of this client to open an upstream to this address failed."""
+        ...
+
+    def stream_error(self, connection: Connection) -> KubeTunnelError | None:
+        """Why this upstream ended, None where it simply closed."""
+        ...
+
+
+def may_repeat(failure: UpstreamFailed, request: http.Request, *, reused: bool) -> bool:
+    """Whether another upstream may get this request, which had no answer.
+
+    A pod may close a kept-alive connection just when a request comes in; whether it has read it, nobody knows.
+    """
+    if failure.unprocessed:
+        return True
+    return failure.ended and not failure.answered and failure.h2_error is None and reused and is_idempotent(request)
+
+
+def error_of_failure(failure: UpstreamFailed, request: http.Request, *, reused: bool) -> KubeTunnelError | None:
+    """What to tell a client that has seen nothing of a response; None where the RST_STREAM is to be passed on."""
+    if request.is_http2 and failure.h2_error in _PASSED_ON:
+        return None
+    where = f"{request.host}:{request.port}"
+    if not failure.ended:
+        return UpstreamProtocol(f"{where} sent what is not HTTP: {failure.message}.")
+    if failure.h2_error is not None:
+        return UpstreamReset(f"{where} ended the exchange: {failure.message}.")
+    if failure.answered:
+        return UpstreamReset(f"{where} ended in the middle of its response: {failure.message}.")
+    if reused and not is_idempotent(request):
+        return UpstreamReset(
+            f"{where} closed a connection that it had kept alive, and did not answer. {request.method} is not sent "
+            "again: it may have been processed."
+        )
+    return UpstreamReset(f"{where} closed the connection before it sent a response.")

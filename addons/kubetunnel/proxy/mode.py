@@ -1,0 +1,120 @@
+"""The `kube` proxy mode: one listening port for the cluster's Services, on loopback unless told otherwise.
+
+mitmproxy takes modes of others: the two classes register themselves when this module is imported. It parses `--mode`,
+and begins to open the listeners of the default mode, before it loads a script; `Listening` puts our mode in their place
+before a socket is bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable
+from typing import Any, ClassVar, Literal
+
+from mitmproxy import ctx, optmanager
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.proxy import layer, mode_servers, mode_specs
+from mitmproxy.proxy.context import Context
+
+logger = logging.getLogger(__name__)
+
+
+class KubeMode(mode_specs.ProxyMode):
+    """`kube[@[address:]port]`."""
+
+    description = "Kubernetes Services"
+    transport_protocol: ClassVar[Literal["tcp"]] = "tcp"
+
+    def __post_init__(self) -> None:
+        if self.data:
+            raise ValueError("mode takes no arguments")
+
+    def listen_host(self, default: str | None = None) -> str:
+        """Loopback where the user asked for no address, unlike mitmproxy's own modes."""
+        return super().listen_host(default) or "127.0.0.1"
+
+    def get_state(self) -> str:
+        # recorded flows name the mode of their client; mitmproxy without this addon would not load "kube"
+        return mode_specs.RegularMode.type_name
+
+
+class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
+    """The listener. What a connection speaks is decided in the `next_layer` hook."""
+
+    def make_top_layer(self, context: Context) -> layer.Layer:
+        return layer.NextLayer(context)
+
+    async def _start(self) -> None:
+        host, port = self.mode.listen_host(ctx.options.listen_host), self.mode.listen_port(ctx.options.listen_port)
+        try:
+            self._servers = await self.listen(host, port or 0)
+        except OSError as e:
+            raise OSError(
+                f"Cannot listen on {host}:{port}: {e.strerror or e}. Another port: -p {(port or 0) + 2}"
+            ) from e
+        if not _is_loopback(host):
+            logger.warning(
+                "Listening on %s: everyone who can reach this address uses the cluster with your rights.", host
+            )
+
+
+class Listening:
+    """Takes the place of mitmproxy's default mode, where the user asked for none."""
+
+    name = "kubetunnel_listening"
+
+    def __init__(self) -> None:
+        self._started: asyncio.Task[bool] | None = None
+
+    def load(self, loader: Any) -> None:
+        proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
+        if proxyserver.is_running:
+            return
+        if _was_set("mode"):
+            if "transparent" in ctx.options.mode and not _was_set("connection_strategy"):
+                # a Service is found by its Host; before that, mitmproxy would dial an address that nobody has
+                ctx.options.update(connection_strategy="lazy")
+                logger.info("Transparent mode: connection_strategy is lazy, so that requests are routed by their Host.")
+            return
+        _withdraw_default_mode(proxyserver)
+        ctx.options.update(mode=[KubeMode.type_name])
+        self._started = asyncio.get_running_loop().create_task(proxyserver.setup_servers(), name="kube mode starts")
+
+    def running(self) -> Awaitable[bool] | None:
+        # awaited at the start: a port that is taken ends the program; a reload has nothing to wait for
+        return self._started
+
+    def done(self) -> None:
+        if self._started is not None and not self._started.done():
+            self._started.cancel()
+
+
+def _was_set(option: str) -> bool:
+    """Whether the user gave this option a value, be it the default one."""
+    return ctx.options._options[option].value is not optmanager.unset  # noqa: SLF001 - no public question for it
+
+
+def _withdraw_default_mode(proxyserver: Proxyserver) -> None:
+    """Cancels listeners that are starting: mitmproxy's default would listen on every address of the machine."""
+    starting = {id(instance) for instance in proxyserver.servers}
+    for task in asyncio.all_tasks():
+        coroutine = task.get_coro()
+        frame = getattr(coroutine, "cr_frame", None)
+        if frame is not None and id(frame.f_locals.get("self")) in starting:
+            task.cancel("superseded by the kube mode")
+    logging.getLogger("mitmproxy.addons.proxyserver").addFilter(_not_superseded)
+
+
+def _not_superseded(record: logging.LogRecord) -> bool:
+    # Servers.update logs the result of each start as an error, a cancelled one as an empty one, and errors end mitmdump
+    return record.getMessage() not in ("", "superseded by the kube mode")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        addresses = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return host == "localhost"
+    return all(str(sockaddr[0]).startswith("127.") or sockaddr[0] == "::1" for *_, sockaddr in addresses)

@@ -1,0 +1,56 @@
+"""Stops the reading of one connection, where a layer of mitmproxy cannot: its handlers read as fast as they can write.
+
+What an HTTP/1 sender sends and an HTTP/2 reader does not take would otherwise wait in our memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from mitmproxy.connection import Connection
+
+
+class Readable(Protocol):
+    """What a connection handler reads from."""
+
+    async def read(self, n: int, /) -> bytes:
+        """At most `n` bytes; none at the end."""
+        ...
+
+
+class PausableReader:
+    """Passes reads on, unless it is paused. One read that waits already may still bring data."""
+
+    def __init__(self, reader: Readable) -> None:
+        self._reader = reader
+        self.may_read = asyncio.Event()
+        self.may_read.set()
+
+    async def read(self, n: int, /) -> bytes:
+        """As the reader's."""
+        await self.may_read.wait()
+        return await self._reader.read(n)
+
+
+class PausableReaders:
+    """The readers of all connections: the `Reading` of `KubeHttpLayer`."""
+
+    def __init__(self) -> None:
+        self._readers: WeakKeyDictionary[Connection, PausableReader] = WeakKeyDictionary()
+
+    def wrap(self, connection: Connection, reader: Readable) -> PausableReader:
+        """The reader to give to the connection's handler."""
+        pausable = self._readers[connection] = PausableReader(reader)
+        return pausable
+
+    def pause(self, connection: Connection) -> None:
+        """Nothing more is to be read for now. No effect on a connection whose reader was not wrapped."""
+        if reader := self._readers.get(connection):
+            reader.may_read.clear()
+
+    def resume(self, connection: Connection) -> None:
+        """Goes on."""
+        if reader := self._readers.get(connection):
+            reader.may_read.set()

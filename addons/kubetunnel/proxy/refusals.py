@@ -1,0 +1,82 @@
+"""How a refusal is told: a `KubeTunnelError` becomes an answer that the client's protocol understands.
+
+The table of the contract's section 5, and the only place that knows status codes. HTTP follows RFC 9457 (problem
+details), gRPC its HTTP/2 mapping (status in the trailers, HTTP 200), SOCKS5 the reply codes of RFC 1928 section 6.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from mitmproxy import http
+
+from kubetunnel.core.errors import KubeTunnelError
+
+ERROR_HEADER = "X-Kube-Tunnel-Error"
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """The codes of one reason. `socks5` None: the connection is reset instead of answered."""
+
+    http: int
+    grpc: int
+    socks5: int | None
+
+
+CODES = {
+    "NotAServiceName": Codes(400, 3, 4),
+    "ServiceNotFound": Codes(404, 5, 4),
+    "NamespaceNotFound": Codes(404, 5, 4),
+    "PortNotExposed": Codes(404, 5, 5),
+    "NoReadyEndpoints": Codes(503, 14, 1),
+    "NotForwardable": Codes(501, 12, 2),
+    "Forbidden": Codes(502, 7, 2),
+    "Unauthenticated": Codes(502, 16, 2),
+    "ClusterUnreachable": Codes(502, 14, 3),
+    "ConnectionRefused": Codes(502, 14, 5),
+    "UpstreamReset": Codes(502, 14, None),
+    "UpstreamProtocol": Codes(502, 14, None),
+    "Timeout": Codes(504, 4, 6),
+}
+
+
+def refusal(error: KubeTunnelError, request: http.Request) -> http.Response:
+    """The answer to `request`: problem+json, or a trailers-only gRPC response where the request is gRPC."""
+    if request.headers.get("content-type", "").startswith("application/grpc") and request.is_http2:
+        return _grpc(error)
+    return _problem(error, request)
+
+
+def _problem(error: KubeTunnelError, request: http.Request) -> http.Response:
+    status = CODES[error.reason].http
+    problem = {
+        "type": "about:blank",
+        "title": error.title,
+        "status": status,
+        "detail": error.detail,
+        "reason": error.reason,
+    }
+    if error.command:
+        problem["command"] = error.command
+    body = b"" if request.method == "HEAD" else json.dumps(problem, ensure_ascii=False, indent=2).encode() + b"\n"
+    return http.Response.make(
+        status,
+        body,
+        {"Content-Type": "application/problem+json", "Cache-Control": "no-store", ERROR_HEADER: error.reason},
+    )
+
+
+def _grpc(error: KubeTunnelError) -> http.Response:
+    now = time.time()
+    headers = http.Headers(
+        content_type="application/grpc",
+        grpc_status=str(CODES[error.reason].grpc),
+        # gRPC over HTTP/2, Status-Message: percent-encoded UTF-8
+        grpc_message=quote(str(error), safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"),
+    )
+    headers[ERROR_HEADER.lower()] = error.reason
+    return http.Response(b"HTTP/2.0", 200, b"", headers, b"", None, now, now)

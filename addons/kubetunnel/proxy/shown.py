@@ -1,0 +1,35 @@
+"""What a flow tells in mitmproxy and mitmweb: the Service as its host, the pod that answered as its comment."""
+
+from __future__ import annotations
+
+from mitmproxy import http
+
+from kubetunnel.proxy.refusals import ERROR_HEADER
+from kubetunnel.proxy.upstreams import Upstreams
+
+
+class Shown:
+    """Writes where a flow went into its comment and its metadata."""
+
+    name = "kubetunnel_shown"
+
+    def __init__(self, upstreams: Upstreams) -> None:
+        self._upstreams = upstreams
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        opened = self._upstreams.opened(flow.server_conn)
+        if opened is not None:
+            target = opened.upstream.target
+            flow.metadata["kube"] |= {
+                "pod": target.pod_port.pod,
+                "namespace": target.pod_port.namespace,
+                "pod_port": target.pod_port.port,
+                "retries": opened.upstream.retries,
+                "forward_ms": round(opened.setup_s * 1000, 1),
+            }
+            parts = [f"{target.pod_port.pod}:{target.pod_port.port}", target.endpoint.zone]
+            parts += [f"{opened.upstream.retries} retries"] if opened.upstream.retries else []
+            flow.comment = " · ".join([*filter(None, parts), f"{opened.setup_s * 1000:.1f} ms"])
+        if flow.response and (reason := flow.response.headers.get(ERROR_HEADER)):
+            flow.marked = ":no_entry:"
+            flow.comment = " · ".join(filter(None, [flow.comment, reason]))

@@ -1,0 +1,126 @@
+"""Upstreams as port-forward streams of this process, for any proxy mode.
+
+A `ProxyConnectionHandler` of mitmproxy dials TCP. For names of ours the stream to the pod is put in the socket's place,
+so that all of mitmproxy's layers (TLS, HTTP/2, WebSocket) work on it as they are, with no loopback listener in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+from weakref import WeakKeyDictionary
+
+from mitmproxy.connection import Client, Connection, ConnectionState
+from mitmproxy.proxy import commands, events, server, server_hooks
+from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
+
+from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.ports import PortRequest
+from kubetunnel.proxy.routing import Router, Upstream, error_of
+
+
+@dataclass(slots=True)
+class Opened:
+    """One upstream of a client connection, as flows show it."""
+
+    upstream: Upstream
+    setup_s: float
+
+
+class Upstreams:
+    """Opens upstreams for all client connections, and remembers where each went for as long as anyone knows it."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._opened: WeakKeyDictionary[Connection, Opened] = WeakKeyDictionary()
+        self._connect_errors: WeakKeyDictionary[Client, dict[tuple[str, int], KubeTunnelError]] = WeakKeyDictionary()
+
+    def attach(self, handler: ProxyConnectionHandler) -> None:
+        """Stands in for this handler's `open_connection`, whatever its mode is."""
+        handler.open_connection = partial(self._open_connection, handler)  # type: ignore[method-assign]
+
+    def opened(self, connection: Connection) -> Opened | None:
+        """Where this upstream went; None for one that is not ours."""
+        return self._opened.get(connection)
+
+    def connect_error(self, client: Client, address: tuple[str, int]) -> KubeTunnelError | None:
+        """Why this client's last attempt to open an upstream to this address failed."""
+        return self._connect_errors.get(client, {}).pop(address, None)
+
+    def stream_error(self, connection: Connection) -> KubeTunnelError | None:
+        """Why this upstream ended; None where it simply closed."""
+        opened = self._opened.get(connection)
+        return error_of(opened.upstream.reader.exception()) if opened else None
+
+    async def _open_connection(self, handler: ProxyConnectionHandler, command: commands.OpenConnection) -> None:
+        """As `ConnectionHandler.open_connection`: opens, reports, and serves the connection until it ends."""
+        # the handler enters this task into its table after it started it, and mitmproxy's tasks start eagerly
+        await asyncio.sleep(0)
+        connection = command.connection
+        if not connection.address or not self._router.owns(connection.address[0]):
+            await ProxyConnectionHandler.open_connection(handler, command)
+            return
+        address = connection.address[0], connection.address[1]
+        hook_data = server_hooks.ServerConnectionHookData(client=handler.client, server=connection)
+        await handler.handle_hook(server_hooks.ServerConnectHook(hook_data))
+        if killed := connection.error:
+            await _fail(handler, command, hook_data, f"Connection killed: {killed}")
+            return
+        connection.timestamp_start = time.time()
+        try:
+            upstream = await self._open(address, handler.client)
+        except KubeTunnelError as e:
+            self._connect_errors.setdefault(handler.client, {})[address] = e
+            await _fail(handler, command, hook_data, str(e))
+            return
+        except asyncio.CancelledError:
+            await _fail(handler, command, hook_data, "connection cancelled")
+            raise
+        self._opened[connection] = Opened(upstream, time.time() - connection.timestamp_start)
+        try:
+            await _serve(handler, command, hook_data, upstream)
+        finally:
+            upstream.writer.close()
+
+    async def _open(self, address: tuple[str, int], client: Client) -> Upstream:
+        # the port was settled when the request was routed
+        request = PortRequest(address[1], explicit=True, scheme="")
+        destination = await self._router.find(await self._router.parse(address[0]), request)
+        return await self._router.open(destination, client.peername[0])
+
+
+async def _serve(
+    handler: ProxyConnectionHandler,
+    command: commands.OpenConnection,
+    hook_data: server_hooks.ServerConnectionHookData,
+    upstream: Upstream,
+) -> None:
+    connection, pod_port = command.connection, upstream.target.pod_port
+    connection.timestamp_tcp_setup = time.time()
+    connection.state = ConnectionState.OPEN
+    connection.peername = (pod_port.address, pod_port.port)
+    handler.transports[connection] = server.ConnectionIO(
+        handler=asyncio.current_task(), reader=upstream.reader, writer=upstream.writer
+    )
+    handler.log(f"server connect {connection.address} -> {pod_port}", logging.DEBUG)
+    await handler.handle_hook(server_hooks.ServerConnectedHook(hook_data))
+    await handler.server_event(events.OpenConnectionCompleted(command, None))
+    try:
+        await handler.handle_connection(connection)
+    finally:
+        connection.timestamp_end = time.time()
+        await handler.handle_hook(server_hooks.ServerDisconnectedHook(hook_data))
+
+
+async def _fail(
+    handler: ProxyConnectionHandler,
+    command: commands.OpenConnection,
+    hook_data: server_hooks.ServerConnectionHookData,
+    message: str,
+) -> None:
+    command.connection.error = command.connection.error or message
+    await handler.handle_hook(server_hooks.ServerConnectErrorHook(hook_data))
+    await handler.server_event(events.OpenConnectionCompleted(command, message))

@@ -1,0 +1,66 @@
+"""What a port speaks, row by row."""
+
+from __future__ import annotations
+
+import pytest
+
+from kubetunnel.core.catalog import ServicePort
+from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "app_protocol", "tls", "http"),
+    [
+        (80, "", None, False, None),
+        (80, "http", None, False, None),
+        (443, "", None, True, None),
+        (8443, "", None, True, None),
+        (9000, "https", None, True, None),
+        (9000, "https-admin", None, True, None),
+        (9000, "admin-https", None, True, None),
+        (9090, "grpc", None, False, Http.HTTP2),
+        (9443, "grpcs", None, True, Http.HTTP2),
+        (9000, "h2c", None, False, Http.HTTP2),
+        (80, "http", "kubernetes.io/h2c", False, Http.HTTP2),
+        (443, "https", "http", False, Http.HTTP1),
+        (80, "", "HTTPS", True, Http.NEGOTIATED),
+        (80, "", "grpc", False, Http.HTTP2),
+        (443, "", "grpc", True, Http.HTTP2),
+        (80, "", "kubernetes.io/ws", False, Http.HTTP1),
+        (80, "", "kubernetes.io/wss", True, Http.HTTP1),
+        (5432, "", "postgresql", False, None),
+    ],
+)
+def test_what_a_port_speaks(number: int, name: str, app_protocol: str | None, tls: bool, http: Http | None) -> None:
+    spoken = spoken_at(ServicePort(port=number, name=name, app_protocol=app_protocol))
+    assert (spoken.tls, spoken.http) == (tls, http)
+
+
+SILENT = Spoken(tls=False)
+HINTED = Spoken(tls=False, http=Http.HTTP2)
+SAYS_HTTP1 = Spoken(tls=False, http=Http.HTTP1, binding=True)
+SAYS_HTTP2 = Spoken(tls=False, http=Http.HTTP2, binding=True)
+SAYS_HTTPS = Spoken(tls=True, http=Http.NEGOTIATED, binding=True)
+
+
+@pytest.mark.parametrize(
+    ("spoken", "client_http2", "grpc", "chosen"),
+    [
+        (SILENT, False, False, Http.HTTP1),
+        (SILENT, True, False, Http.NEGOTIATED),
+        (SILENT, True, True, Http.HTTP2),
+        (HINTED, False, False, Http.HTTP1),
+        (HINTED, True, False, Http.HTTP2),
+        (SAYS_HTTP1, True, False, Http.HTTP1),
+        (SAYS_HTTP2, False, False, Http.HTTP2),
+        (SAYS_HTTPS, False, False, Http.HTTP1),
+        (SAYS_HTTPS, True, False, Http.NEGOTIATED),
+    ],
+)
+def test_which_http_to_speak(spoken: Spoken, client_http2: bool, grpc: bool, chosen: Http) -> None:
+    assert choose_http(spoken, client_http2=client_http2, grpc=grpc) is chosen
+
+
+def test_the_users_switches_win() -> None:
+    assert choose_http(SAYS_HTTP1, client_http2=False, grpc=False, force_http2=True) is Http.HTTP2
+    assert choose_http(SILENT, client_http2=True, grpc=False, disable_fallback=True) is Http.HTTP2

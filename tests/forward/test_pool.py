@@ -1,0 +1,239 @@
+"""The pool: reuse, isolation, draining, liveness, cancellation and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from kubetunnel.core.errors import KubeTunnelError, UpstreamReset
+from kubetunnel.forward.errors import StreamFailed
+from kubetunnel.forward.pool import PortForwards
+from kubetunnel.forward.upstream import LINGER_S
+from tests.forward.apiserver import ALL, ECHO, FLOODS, V4, Access, ApiServer
+from tests.forward.test_streams import Recorder, to, until
+
+type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def opened(forwards: PortForwards) -> Streams:
+    """A stream that is known to work."""
+    reader, writer = await forwards.open_connection(to(ECHO))
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
+    return reader, writer
+
+
+async def closed(streams: Streams) -> None:
+    streams[1].close()
+    await streams[1].wait_closed()
+
+
+def whole(forwards: PortForwards) -> bool:
+    """Nobody waits, nothing dials, and the books agree with the upstreams."""
+    pods = forwards._pods.values()
+    books = all(
+        pod.policy._upstreams[key].streams == sum(lane.counted for lane in upstream._lanes.values())
+        for pod in pods
+        for key, upstream in pod._upstreams.items()
+    )
+    return books and not forwards._tasks and not any(pod._waiters or pod.policy._dials for pod in pods)
+
+
+async def test_an_upstream_is_used_again(api: ApiServer, forwards: PortForwards) -> None:
+    for _ in range(5):
+        await closed(await opened(forwards))
+    assert api.connections == 1
+    assert forwards.upstreams()[0].streams_opened == 5
+    assert whole(forwards)
+
+
+async def test_a_v4_upstream_is_not_used_again(api: ApiServer, forwards: PortForwards) -> None:
+    api.speaks = frozenset({V4})
+    for _ in range(2):
+        await closed(await opened(forwards))
+    await until(lambda: not forwards.upstreams())
+    assert whole(forwards)
+
+
+async def test_streams_at_once_do_not_share(api: ApiServer, forwards: PortForwards) -> None:
+    streams = [await opened(forwards) for _ in range(3)]
+    assert api.connections == 3
+    assert forwards.open_streams("shop", "web") == 3
+    assert forwards.open_streams("shop", "other") == 0
+    for one in streams:
+        await closed(one)
+    assert forwards.open_streams("shop", "web") == 0
+
+
+async def test_above_the_limit_they_share(api: ApiServer, access: Access) -> None:
+    forwards = PortForwards(access, max_upstreams=2)
+    streams = [await opened(forwards) for _ in range(6)]
+    assert api.connections == 2
+    assert sorted(facts.streams for facts in forwards.upstreams()) == [3, 3]
+    for one in streams:
+        await closed(one)
+    await forwards.aclose()
+
+
+async def test_one_dial_for_one_waiter(api: ApiServer, forwards: PortForwards) -> None:
+    streams = await asyncio.gather(*(opened(forwards) for _ in range(10)))
+    assert api.connections == 10
+    for one in streams:
+        await closed(one)
+    assert whole(forwards)
+
+
+async def test_after_repeated_failures_one_dial_is_tried_for_all(api: ApiServer, forwards: PortForwards) -> None:
+    api.fault = "hangup"
+    for _ in range(2):
+        with pytest.raises(KubeTunnelError):
+            await forwards.open_connection(to(ECHO))
+    before = api.connections
+    results = await asyncio.gather(*(forwards.open_connection(to(ECHO)) for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(result, KubeTunnelError) for result in results)
+    assert api.connections == before + 1
+    api.fault = ""
+    await closed(await opened(forwards))
+    assert whole(forwards)
+
+
+async def test_a_cancelled_open_leaves_the_pool_whole(api: ApiServer, forwards: PortForwards) -> None:
+    cancelled = 0
+    for turns in range(40):
+        opening = asyncio.create_task(forwards.open(to(ECHO), Recorder))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        try:
+            transport, _ = await opening
+        except asyncio.CancelledError:
+            cancelled += 1
+        else:
+            transport.close()
+    assert cancelled >= 2
+    await until(lambda: whole(forwards))
+    before = api.connections
+    for _ in range(3):
+        await closed(await opened(forwards))
+    # what was dialled for those who went away is there for those who came
+    assert api.connections == before
+
+
+async def test_an_open_cancelled_between_choice_and_use(api: ApiServer, forwards: PortForwards) -> None:
+    await closed(await opened(forwards))
+    holders = [await opened(forwards)]
+    opening = asyncio.create_task(opened(forwards))
+    while forwards.open_streams("shop", "web") < 2:  # noqa: ASYNC110  (turn by turn: chosen, and its waiter asleep)
+        await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    for holder in holders:
+        await closed(holder)
+    await until(lambda: whole(forwards))
+
+
+async def test_draining_keeps_what_runs_and_takes_nothing_new(api: ApiServer, forwards: PortForwards) -> None:
+    running = await opened(forwards)
+    await closed(await opened(forwards))
+    forwards.drain("shop", "web")
+    await until(lambda: len(api.sessions) == 1)
+    running[1].write(b"to the end")
+    assert await running[0].readexactly(10) == b"to the end"
+    other = await opened(forwards)
+    assert api.connections == 3
+    await closed(running)
+    await until(lambda: len(api.sessions) == 1)
+    await closed(other)
+
+
+async def test_idle_upstreams_are_reaped(api: ApiServer, forwards: PortForwards) -> None:
+    await closed(await opened(forwards))
+    now = asyncio.get_running_loop().time()
+    for pod in forwards._pods.values():
+        pod.tick(now + 29)
+    assert len(forwards.upstreams()) == 1
+    for pod in forwards._pods.values():
+        pod.tick(now + 31)
+    await until(lambda: not forwards.upstreams())
+    assert all(pod.policy.empty for pod in forwards._pods.values())
+
+
+@pytest.mark.parametrize("speaks", [ALL, frozenset({"SPDY/3.1"})])
+async def test_an_upstream_that_answers_no_pings_dies(
+    api: ApiServer, forwards: PortForwards, speaks: frozenset[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    api.speaks = speaks
+    caplog.set_level(logging.INFO)
+    reader, writer = await opened(forwards)
+    upstream = next(iter(forwards._of_upstream))
+    api.sessions[0].silent = True
+    now = asyncio.get_running_loop().time()
+    for second in range(1, 10):
+        upstream.look(now + second)
+    assert not upstream.retired
+    upstream.look(now + 10.5)
+    with pytest.raises(StreamFailed, match="pings") as caught:
+        await reader.read()
+    assert type(caught.value.error) is UpstreamReset
+    assert sum("no pings" in record.getMessage() for record in caplog.records) == 1
+    writer.close()
+
+
+async def test_an_upstream_that_answers_lives(api: ApiServer, forwards: PortForwards) -> None:
+    _reader, writer = await opened(forwards)
+    upstream = next(iter(forwards._of_upstream))
+    now = asyncio.get_running_loop().time()
+    for second in range(1, 7):
+        upstream.look(now + second)
+    assert upstream._liveness._pinged_at is not None
+    await until(lambda: upstream._liveness._pinged_at is None)
+    writer.close()
+
+
+async def test_a_stream_that_does_not_end_is_cut(api: ApiServer, forwards: PortForwards) -> None:
+    _, writer = await opened(forwards)
+    api.sessions[0].silent = True
+    writer.close()
+    upstream = next(iter(forwards._of_upstream))
+    upstream.look(asyncio.get_running_loop().time() + LINGER_S - 1)
+    assert not upstream.retired
+    upstream.look(asyncio.get_running_loop().time() + LINGER_S + 1)
+    assert upstream.retired
+    await until(lambda: not forwards.upstreams())
+
+
+async def test_aclose_ends_streams_dials_and_waiters(api: ApiServer, access: Access) -> None:
+    forwards = PortForwards(access)
+    reader, _ = await opened(forwards)
+    flood, recorder = await forwards.open(to(FLOODS), lambda: Recorder(pause=True))
+    api.fault = "hang"
+    waiting = asyncio.create_task(forwards.open_connection(to(ECHO)))
+    await until(lambda: len(api.requests) == 3)
+    await forwards.aclose()
+    with pytest.raises(StreamFailed):
+        await reader.read()
+    with pytest.raises(UpstreamReset):
+        await waiting
+    recorder.pause = False
+    flood.resume_reading()
+    assert isinstance(await recorder.lost, StreamFailed)
+    assert forwards.upstreams() == []
+    with pytest.raises(RuntimeError):
+        await forwards.open_connection(to(ECHO))
+
+
+async def test_one_line_a_lifecycle_change(
+    api: ApiServer, forwards: PortForwards, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kubetunnel")
+    await closed(await opened(forwards))
+    api.cut()
+    await until(lambda: not forwards.upstreams())
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert "Upstream 1 to shop/web open: SPDY/3.1+portforward.k8s.io" in lines[0]
+    assert "Upstream 1 to shop/web closed after 1 streams" in lines[1]
+    assert "Bearer" not in caplog.text

@@ -1,0 +1,300 @@
+"""Which upstream a request gets, when it is sent again, how long its response may take; and nothing is left over."""
+
+from __future__ import annotations
+
+import pytest
+
+from kubetunnel.core.errors import ConnectionRefused, UpstreamReset
+from kubetunnel.proxy.http_layer import HttpPolicy
+from kubetunnel.proxy.http_request import ExchangePolicy
+from tests.proxy.http_playbook import H2Peer, Playbook, stream_bodies
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def request(method: bytes = b"GET", body: bytes | None = None) -> bytes:
+    length = b"" if body is None else b"Content-Length: %d\r\n" % len(body)
+    return b"%s / HTTP/1.1\r\nHost: api.shop\r\n%s\r\n%s" % (method, length, body or b"")
+
+
+def nothing_is_left(book: Playbook) -> bool:
+    layer = book.layer
+    kept = {book.client, *(u for u in book.upstreams if u not in book.closed)}
+    sources = [s for s in layer.command_sources if s not in book.wakeups]
+    return not layer.streams and not sources and set(layer.connections) <= kept and len(layer.pool) <= len(kept) - 1
+
+
+# the pool
+
+
+@pytest.mark.parametrize("h2_client", [False, True])
+def test_one_upstream_serves_many_requests(h2_client: bool) -> None:
+    book = Playbook(h2_client=h2_client)
+    peer = book.h2_client() if h2_client else None
+    for _ in range(200):
+        stream_id = peer.request() if peer else 0
+        if not peer:
+            book.from_client(request())
+        assert book.to_upstream().startswith(b"GET / HTTP/1.1\r\n")
+        book.from_upstream(OK)
+        if peer:
+            peer.flush()
+            assert peer.body(stream_id) == b"ok"
+            assert not book.layer.connections[book.client].streams  # type: ignore[attr-defined]
+    assert len(book.upstreams) == 1
+    assert not book.closed
+    assert nothing_is_left(book)
+
+
+def answered(book: Playbook, peer: H2Peer) -> int:
+    return sum(peer.body(s) == b"ok" for s in range(1, 2000, 2))
+
+
+def test_parallel_requests_get_an_upstream_each_up_to_the_bound() -> None:
+    book = Playbook(h2_client=True, policy=HttpPolicy(max_upstreams=3))
+    peer = book.h2_client()
+    for _ in range(10):
+        peer.request()
+    assert len(book.upstreams) == 3
+    for done in range(1, 11):
+        book.from_upstream(OK, (done - 1) % 3)  # whoever waits is next
+        peer.flush()
+        assert answered(book, peer) == done
+    assert len(book.upstreams) == 3
+    assert nothing_is_left(book)
+
+
+def test_the_most_recently_used_is_taken_and_too_many_idle_ones_are_closed() -> None:
+    book = Playbook(h2_client=True, policy=HttpPolicy(max_idle=2))
+    peer = book.h2_client()
+    for _ in range(4):
+        peer.request()
+    for number in (0, 1, 2, 3):
+        book.from_upstream(OK, number)
+    assert book.closed == book.upstreams[:2]
+    book.to_upstream(3)
+    peer.request()
+    assert book.to_upstream(3) != b""
+    assert nothing_is_left(book) or book.layer.streams
+
+
+def test_upstreams_that_close_are_forgotten() -> None:
+    book = Playbook()
+    for _ in range(50):
+        book.from_client(request())
+        book.from_upstream(OK)
+        book.upstream_closes()
+        assert nothing_is_left(book)
+    assert len(book.upstreams) == 50
+    assert list(book.layer.connections) == [book.client]
+
+
+def test_data_that_nobody_asked_for_closes_an_idle_upstream() -> None:
+    book = Playbook()
+    book.from_client(request())
+    book.from_upstream(OK + b"HTTP/1.1 408 Too late\r\n\r\n")
+    assert book.closed == book.upstreams
+    book.from_client(request())
+    assert len(book.upstreams) == 2
+
+
+def test_an_upstream_that_does_not_open_refuses_all_who_waited_for_it() -> None:
+    book = Playbook(h2_client=True, open_at_once=False)
+    book.connect_errors["api.shop", 80] = ConnectionRefused("api.shop:80 refused the connection.")
+    peer = book.h2_client()
+    streams = [peer.request() for _ in range(3)]
+    assert len(book.opening) == 1  # it might speak HTTP/2
+    book.opened(error="refused")
+    peer.flush()
+    assert [peer.fields(s)["x-kube-tunnel-error"] for s in streams] == ["ConnectionRefused"] * 3
+    assert nothing_is_left(book)
+
+
+def test_a_client_that_goes_while_it_waits_leaves_the_upstream_to_others() -> None:
+    book = Playbook(h2_client=True, open_at_once=False)
+    peer = book.h2_client()
+    first = peer.request("/first")
+    peer.h2.reset_stream(first, 8)
+    peer.request("/second")
+    book.opened()
+    peer.flush()
+    assert book.to_upstream().startswith(b"GET /second ")
+    assert len(book.upstreams) == 1
+    assert not book.closed
+
+
+# a request is sent again
+
+
+def test_an_idempotent_request_gets_a_fresh_upstream_when_the_kept_one_is_stale() -> None:
+    book = Playbook()
+    book.from_client(request())
+    book.from_upstream(OK)
+    book.to_client()
+    book.from_client(request(b"PUT", b"body"))
+    book.upstream_closes()
+    assert len(book.upstreams) == 2
+    assert book.to_upstream() == request(b"PUT", b"body")
+    book.from_upstream(OK)
+    assert book.to_client() == OK
+    assert book.flows[-1].error is None
+    assert nothing_is_left(book)
+
+
+def test_a_streamed_request_is_sent_again_while_its_body_is_at_hand() -> None:
+    book = Playbook(requestheaders=stream_bodies)
+    book.from_client(request())
+    book.from_upstream(OK)
+    book.to_client()
+    whole = request(b"PUT", b"a" * 60000)
+    book.from_client(whole[:-100])
+    book.upstream_closes()
+    assert book.to_upstream() == whole[:-100]
+    book.from_client(whole[-100:])
+    assert book.to_upstream() == whole[-100:]
+    book.from_upstream(OK)
+    assert book.to_client() == OK
+
+
+@pytest.mark.parametrize("method", [b"POST", b"PATCH"])
+def test_another_request_is_refused_and_told_why(method: bytes) -> None:
+    book = Playbook()
+    book.from_client(request())
+    book.from_upstream(OK)
+    book.to_client()
+    book.from_client(request(method, b"body"))
+    book.upstream_closes()
+    answer = book.to_client()
+    assert answer.startswith(b"HTTP/1.1 502 ")
+    assert b"X-Kube-Tunnel-Error: UpstreamReset" in answer
+    assert b"is not sent again" in answer
+    assert len(book.upstreams) == 1
+    book.from_client(request())  # the connection goes on
+    assert len(book.upstreams) == 2
+
+
+def test_it_is_sent_again_only_once() -> None:
+    book = Playbook()
+    book.from_client(request())
+    book.from_upstream(OK)
+    book.to_client()
+    book.from_client(request())
+    book.upstream_closes()
+    book.upstream_closes()
+    assert b" 502 " in book.to_client()
+    assert len(book.upstreams) == 2
+
+
+@pytest.mark.parametrize("begun", [b"H", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+def test_it_is_not_sent_again_when_some_answer_came(begun: bytes) -> None:
+    book = Playbook()
+    book.from_client(request())
+    book.from_upstream(OK)
+    book.to_client()
+    book.from_client(request())
+    book.from_upstream(begun)
+    book.upstream_closes()
+    assert b" 502 " in book.to_client()
+    assert len(book.upstreams) == 1
+
+
+@pytest.mark.parametrize(("reused", "retry_max"), [(False, 2), (True, 0)])
+def test_it_is_not_sent_again_on_a_first_use_or_without_leave(reused: bool, retry_max: int) -> None:
+    book = Playbook(policy=HttpPolicy(ExchangePolicy(retry_max=retry_max)))
+    if reused:
+        book.from_client(request())
+        book.from_upstream(OK)
+        book.to_client()
+    book.from_client(request())
+    book.stream_errors[book.upstreams[0]] = UpstreamReset("The pod was deleted.")
+    book.upstream_closes()
+    assert b"The pod was deleted." in book.to_client()
+    assert len(book.upstreams) == 1
+
+
+def test_what_is_no_http_is_told() -> None:
+    book = Playbook()
+    book.from_client(request())
+    book.from_upstream(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+    answer = book.to_client()
+    assert b"X-Kube-Tunnel-Error: UpstreamProtocol" in answer
+    assert b"SSH-2.0" in answer
+    assert book.closed == book.upstreams
+
+
+def test_a_response_that_could_smuggle_another_is_refused() -> None:
+    book = Playbook()
+    book.from_client(request())
+    book.from_upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    assert b"X-Kube-Tunnel-Error: UpstreamProtocol" in book.to_client()
+    assert book.upstreams[0] in book.closed
+    assert nothing_is_left(book)
+
+
+# how long a response may take
+
+TIMEOUT = HttpPolicy(ExchangePolicy(response_header_timeout_s=5.0, grpc_timeout_s=7.0))
+
+
+def test_response_headers_that_do_not_come_are_a_timeout() -> None:
+    book = Playbook(policy=TIMEOUT)
+    book.from_client(request())
+    book.pass_time(4.9)
+    assert book.to_client() == b""
+    book.pass_time(5.0)
+    answer = book.to_client()
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b"X-Kube-Tunnel-Error: Timeout" in answer
+    assert book.closed == book.upstreams
+    assert nothing_is_left(book)
+
+
+def test_the_time_begins_at_the_end_of_the_request() -> None:
+    book = Playbook(policy=TIMEOUT, requestheaders=stream_bodies)
+    book.from_client(request(b"PUT", b"body")[:-1])
+    assert not book.wakeups
+    book.pass_time(60)
+    book.from_client(b"y")
+    assert [w.delay for w in book.wakeups] == [5.0]
+
+
+def test_a_response_that_has_begun_may_take_its_time() -> None:
+    book = Playbook(policy=TIMEOUT, responseheaders=stream_bodies)
+    book.from_client(request())
+    book.from_upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+    book.pass_time(60)
+    assert not book.closed
+    book.from_upstream(b"k")
+    assert book.to_client() == OK
+
+
+def test_many_requests_do_not_pile_up_timers() -> None:
+    book = Playbook(policy=TIMEOUT)
+    for _ in range(500):
+        book.from_client(request())
+        book.from_upstream(OK)
+        book.now_s += 0.001
+    assert len(book.wakeups) == 1
+    book.pass_time(5)
+    assert not book.wakeups
+    assert nothing_is_left(book)
+    book.from_client(request())
+    assert len(book.wakeups) == 1
+    book.pass_time(5.1)
+    assert b" 504 " in book.to_client()
+
+
+@pytest.mark.parametrize(("fields", "timeout_s"), [((("grpc-timeout", "300m"),), 0.3), ((), 7.0)])
+def test_a_call_has_its_own_deadline(fields: tuple[tuple[str, str], ...], timeout_s: float) -> None:
+    book = Playbook(h2_client=True, h2_upstream=True, policy=TIMEOUT, requestheaders=stream_bodies)
+    peer = book.h2_client()
+    call = peer.request("/s/m", ("content-type", "application/grpc"), *fields, method="POST", body=b"12345", end=False)
+    pod = book.h2_server()
+    pod.flush()
+    assert [w.delay for w in book.wakeups] == [timeout_s]
+    book.pass_time(timeout_s + 0.001)
+    peer.flush()
+    assert peer.fields(call)["grpc-status"] == "4"
+    pod.flush()
+    assert [type(e).__name__ for e in pod.events if "Reset" in type(e).__name__] == ["StreamReset"]
+    assert not book.closed

@@ -1,0 +1,128 @@
+"""mitmdump and mitmweb as the user starts them: our mode by itself, and mitmproxy's own where they are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubetunnel.sim.cluster import SimCluster
+from tests.tunnel import ADDON, Tunnel, curl
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_it_listens_on_loopback_alone(tunnel: Tunnel) -> None:
+    assert tunnel.address.startswith("127.0.0.1:")
+    assert "HTTP(S) proxy listening" not in tunnel.log, "mitmproxy's own mode came first"
+    with socket.socket() as other, pytest.raises(ConnectionRefusedError):
+        other.connect(("127.0.0.2", tunnel.port))
+
+
+async def test_a_taken_port_ends_the_program_with_a_clear_line(tunnel: Tunnel, tmp_path: Path) -> None:
+    second = await asyncio.to_thread(
+        subprocess.run,
+        [Path(sys.executable).parent / "mitmdump", "-s", ADDON, "-p", str(tunnel.port), "--set", f"confdir={tmp_path}"],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert f"Cannot listen on 127.0.0.1:{tunnel.port}" in second.stdout + second.stderr
+
+
+async def test_an_address_that_is_asked_for_is_warned_of(
+    sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path
+) -> None:
+    tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=["--listen-host", "0.0.0.0"])
+    tunnel.wait_for("everyone who can reach this address")
+
+
+async def test_regular_mode_serves_the_clusters_names(
+    sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path
+) -> None:
+    tunnel = await start_tunnel(
+        sim.kubeconfig(tmp_path / "kubeconfig"), options=["--mode", "regular", "--listen-host", "127.0.0.1"]
+    )
+    inside = await asyncio.to_thread(tunnel.via_proxy, "http://pair.demo.svc.cluster.local/hostname")
+    assert inside.text == "pair\n"
+    refused = await asyncio.to_thread(tunnel.via_proxy, "http://nothere.demo.svc.cluster.local/")
+    assert refused.reason == "ServiceNotFound"
+    outside = await asyncio.to_thread(tunnel.via_proxy, f"{sim.server.replace('https', 'http')}/")
+    assert outside.reason is None, "a name that is none of the cluster's goes where it always went"
+
+
+async def test_reverse_mode_is_one_service(sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path) -> None:
+    tunnel = await start_tunnel(
+        sim.kubeconfig(tmp_path / "kubeconfig"),
+        options=["--mode", "reverse:http://pair.demo.svc.cluster.local", "--listen-host", "127.0.0.1"],
+    )
+    answer = await asyncio.to_thread(curl, f"{tunnel.url}/hostname")
+    assert answer.text == "pair\n"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+async def test_mitmweb_shows_service_and_pod(sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path) -> None:
+    port = free_port()
+    tunnel = await start_tunnel(
+        sim.kubeconfig(tmp_path / "kubeconfig"),
+        program="mitmweb",
+        options=["--no-web-open-browser", "--set", f"web_port={port}", "--set", "web_password=x"],
+    )
+    await asyncio.to_thread(tunnel.wait_for, "Web server listening")
+    assert (await asyncio.to_thread(tunnel.get, "pair.demo")).text == "pair\n"
+    assert (await asyncio.to_thread(tunnel.get, "nothere.demo")).status == 404
+    flows = (await asyncio.to_thread(curl, "-H", "Authorization: Bearer x", f"http://127.0.0.1:{port}/flows")).json
+    answered, refused = flows
+    assert answered["request"]["host"] == "pair.demo.svc.cluster.local"
+    assert answered["comment"].startswith("pair:8080 · zone-a · ")
+    assert answered["server_conn"]["peername"] == [sim.pod("demo", "pair").address, 8080]
+    assert refused["comment"] == "ServiceNotFound"
+    assert refused["marked"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a network namespace and a redirection of its own")
+@pytest.mark.skipif(not (shutil.which("nft") and shutil.which("ip")), reason="needs nft and ip")
+async def test_transparent_mode_routes_by_host(tmp_path: Path) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["unshare", "--net", sys.executable, "-m", "tests.proxy.transparent", tmp_path],
+        capture_output=True, text=True, timeout=60, cwd=ADDON.parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "pair\n404 ServiceNotFound\n"
+
+
+async def test_a_recording_loads_in_mitmproxy_without_the_addon(
+    sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path
+) -> None:
+    recording = tmp_path / "flows.mitm"
+    tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=["-w", str(recording)])
+    await asyncio.to_thread(tunnel.get, "pair.demo.svc.cluster.local")
+    await asyncio.to_thread(tunnel.close)
+    mitmdump = Path(sys.executable).parent / "mitmdump"
+    read = await asyncio.to_thread(
+        subprocess.run,
+        [mitmdump, "-nr", recording, "--set", f"confdir={tmp_path}", "--set", "flow_detail=1"],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert read.returncode == 0, read.stderr
+    assert "pair.demo.svc.cluster.local" in read.stdout
+    with_addon = await asyncio.to_thread(
+        subprocess.run,
+        [mitmdump, "-s", ADDON, "-nr", recording, "--set", f"confdir={tmp_path}", "~comment pair:8080"],
+        capture_output=True, text=True, timeout=30, env={"KUBECONFIG": "/nonexistent", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert "pair.demo.svc.cluster.local" in with_addon.stdout, with_addon.stdout + with_addon.stderr
