@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
-from mitmproxy import ctx
+from mitmproxy import ctx, exceptions
 
 from kubetunnel.core.errors import KubeTunnelError
-from kubetunnel.core.settings import ClusterSettings, RetrySettings, Settings
+from kubetunnel.core.settings import ClusterSettings, HttpSettings, RetrySettings, Settings
 from kubetunnel.demo import Demo
 from kubetunnel.proxy.clusters import Cluster
 from kubetunnel.proxy.gate import Gate
 from kubetunnel.proxy.greeting import commands_to_try
 from kubetunnel.proxy.mode import KubeMode, Listening
+from kubetunnel.proxy.pod_tls import PodTls
+from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.shown import Shown
 from kubetunnel.proxy.upstreams import Upstreams
+from kubetunnel.service_specs import parse_services
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +37,9 @@ class KubeTunnel:
         self.cluster = Cluster(self.settings.cluster)
         self.router = Router(self.settings, self.cluster)
         upstreams = Upstreams(self.router)
-        self.addons = [Listening(), Gate(self.router, upstreams), Shown(upstreams)]
+        relays = Relays()
+        gate = Gate(self.router, upstreams, relays)
+        self.addons = [Listening(), gate, PodTls(self.router, upstreams), relays, Shown(upstreams)]
         self._greeting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -45,6 +51,19 @@ class KubeTunnel:
         loader.add_option("kube_zone", str, default.cluster.zone, "The cluster's DNS zone.")
         loader.add_option("kube_demo", bool, False, "Use a simulated cluster, started as a child process.")
         loader.add_option("kube_retry_max", int, default.retry.max, "Further tries of an upstream that did not open.")
+        loader.add_option("kube_force_http2", bool, False, "Speak HTTP/2 to every pod.")
+        loader.add_option("kube_disable_fallback", bool, False, "HTTP/2 requests go to pods as HTTP/2 or not at all.")
+        loader.add_option(
+            "kube_response_header_timeout", int, 30, "Seconds from the end of a request to the head of its response."
+        )
+        loader.add_option("kube_grpc_timeout", int, 30, "Seconds of a gRPC call that brings no grpc-timeout.")
+        loader.add_option(
+            "kube_services",
+            Sequence[str],
+            [],
+            "What you know of a Service: NAME.NAMESPACE[:PORT] app_protocol=… passthrough=true ca_file=… "
+            "client_certificate=….",
+        )
 
     def configure(self, updated: set[str]) -> None:
         if not any(option.startswith("kube_") for option in updated):
@@ -56,7 +75,21 @@ class KubeTunnel:
             namespace=options.kube_namespace or None,
             zone=options.kube_zone,
         )
-        self.settings = Settings(cluster=cluster, retry=RetrySettings(max=options.kube_retry_max))
+        try:
+            services = parse_services(options.kube_services)
+        except ValueError as e:
+            raise exceptions.OptionsError(str(e)) from e
+        self.settings = Settings(
+            cluster=cluster,
+            retry=RetrySettings(max=options.kube_retry_max),
+            http=HttpSettings(
+                force_http2=options.kube_force_http2,
+                disable_fallback=options.kube_disable_fallback,
+                response_header_timeout_s=options.kube_response_header_timeout,
+                grpc_timeout_s=options.kube_grpc_timeout,
+            ),
+            services=services,
+        )
         if options.kube_demo and self.demo is None:
             self.demo = Demo()
         self.cluster.configure(cluster, self.demo if options.kube_demo else None)

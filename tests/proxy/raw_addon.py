@@ -21,8 +21,8 @@ from kubetunnel.core import errors
 from kubetunnel.core.errors import KubeTunnelError, UpstreamReset
 from kubetunnel.core.first_bytes import Protocol
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
-from kubetunnel.proxy.raw import RawLayer
-from kubetunnel.proxy.relays import Relays
+from kubetunnel.proxy.raw.layer import RawLayer
+from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.socks5 import Socks5Layer
 
 logger = logging.getLogger(__name__)

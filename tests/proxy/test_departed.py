@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from mitmproxy.connection import Client
 
-from kubetunnel.proxy.departed import departed
+from kubetunnel.proxy.raw.departed import departed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux' /proc")
 

@@ -7,8 +7,8 @@ import pytest
 from h2.errors import ErrorCodes
 from hyperframe.frame import GoAwayFrame
 
-from kubetunnel.proxy.h2_connection import STREAM_WINDOW_BYTES
-from kubetunnel.proxy.http2_connection import HIGH_WATER_BYTES
+from kubetunnel.proxy.http.h2_connection import HIGH_WATER_BYTES
+from kubetunnel.proxy.http.h2_library import STREAM_WINDOW_BYTES
 from tests.proxy.http_playbook import H2Peer, Playbook, stream_bodies
 
 GRPC = ("content-type", "application/grpc")

@@ -6,7 +6,7 @@ import asyncio
 
 from mitmproxy.connection import Server
 
-from kubetunnel.proxy.reading import PausableReaders
+from kubetunnel.proxy.http.reading import PausableReaders
 
 
 async def test_a_paused_reader_reads_nothing_until_it_is_resumed() -> None:

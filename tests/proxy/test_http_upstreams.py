@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from mitmproxy import http
+from mitmproxy.proxy import layer
 
 from kubetunnel.core.errors import ConnectionRefused, UpstreamReset
-from kubetunnel.proxy.http_layer import HttpPolicy
-from kubetunnel.proxy.http_request import ExchangePolicy
+from kubetunnel.proxy.http.layer import HttpPolicy
+from kubetunnel.proxy.http.request import ExchangePolicy
 from tests.proxy.http_playbook import H2Peer, Playbook, stream_bodies
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -298,3 +300,60 @@ def test_a_call_has_its_own_deadline(fields: tuple[tuple[str, str], ...], timeou
     pod.flush()
     assert [type(e).__name__ for e in pod.events if "Reset" in type(e).__name__] == ["StreamReset"]
     assert not book.closed
+
+
+# what users of mitmproxy do
+
+
+@pytest.mark.parametrize("hook", ["requestheaders", "request", "responseheaders", "response"])
+@pytest.mark.parametrize("h2_client", [False, True])
+def test_a_killed_flow_leaves_nothing(hook: str, h2_client: bool) -> None:
+    book = Playbook(h2_client=h2_client, **{hook: lambda flow: flow.kill()})
+    peer = book.h2_client() if h2_client else None
+    if peer:
+        peer.request()
+    else:
+        book.from_client(request())
+    if book.upstreams:
+        book.from_upstream(OK)
+    if peer:
+        peer.flush()
+        assert [e.stream_id for e in peer.events if type(e).__name__ == "StreamReset"] == [1]
+    else:
+        assert book.client in book.closed
+    assert nothing_is_left(book)
+
+
+def test_an_answer_of_an_addon_needs_no_upstream() -> None:
+    def answer(flow: http.HTTPFlow) -> None:
+        flow.response = http.Response.make(200, b"ours")
+
+    book = Playbook(request=answer)
+    book.from_client(request())
+    assert book.to_client().endswith(b"\r\n\r\nours")
+    assert not book.upstreams
+    assert nothing_is_left(book)
+
+
+def test_a_refusal_does_not_wait_for_a_body_that_waits_for_100() -> None:
+    def refuse(flow: http.HTTPFlow) -> None:
+        flow.response = http.Response.make(404, b"no")
+
+    book = Playbook(requestheaders=refuse)
+    book.from_client(b"PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+    assert book.to_client().startswith(b"HTTP/1.1 404 ")
+    book.from_client(b"body" + request())
+    assert book.to_client().startswith(b"HTTP/1.1 404 ")
+
+
+def test_connect_becomes_a_pipe() -> None:
+    asked: list[bytes] = []
+
+    def note(data: layer.NextLayer) -> None:
+        asked.append(data.data_client())
+
+    book = Playbook(next_layer=note)
+    book.from_client(b"CONNECT api.shop:80 HTTP/1.1\r\nHost: api.shop:80\r\n\r\n")
+    assert book.to_client() == b"HTTP/1.1 200 Connection established\r\n\r\n"
+    book.from_client(b"anything")
+    assert asked == [b"anything"]

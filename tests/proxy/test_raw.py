@@ -15,9 +15,9 @@ from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.tcp import TCPFlow
 
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, UpstreamReset
-from kubetunnel.proxy.raw import KubeRelayHook, RawLayer
-from kubetunnel.proxy.relay import Relay
-from kubetunnel.proxy.traffic import MAX_KEPT_BYTES, MAX_KEPT_MESSAGES, Traffic
+from kubetunnel.proxy.raw.layer import KubeRelayHook, RawLayer
+from kubetunnel.proxy.raw.relay import Relay
+from kubetunnel.proxy.raw.traffic import MAX_KEPT_BYTES, MAX_KEPT_MESSAGES, Traffic
 from tests.proxy.playbook import Playbook, make_context, open_server
 
 

@@ -14,10 +14,10 @@ from mitmproxy.proxy.layers.modes import Socks5AuthHook
 
 from kubetunnel.core.errors import KubeTunnelError, ServiceNotFound, UpstreamReset
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
+from kubetunnel.proxy.raw.relay import Relay
+from kubetunnel.proxy.raw.traffic import Traffic
 from kubetunnel.proxy.refusals import CODES
-from kubetunnel.proxy.relay import Relay
 from kubetunnel.proxy.socks5 import Socks5Layer
-from kubetunnel.proxy.traffic import Traffic
 from tests.proxy.playbook import Playbook, Recorder, make_context
 
 GREETING = b"\x05\x01\x00"

@@ -37,6 +37,8 @@ _APP_PROTOCOLS = {
     "wss": Spoken(tls=True, http=Http.HTTP1, binding=True),
     "https": Spoken(tls=True, http=Http.NEGOTIATED, binding=True),
 }
+# what may stand in `appProtocol`, as far as it is known here (without `kubernetes.io/`)
+APP_PROTOCOLS = (*_APP_PROTOCOLS, "grpc", "grpcs")
 _TLS_NAMES = ("https", "grpcs", "wss", "tls")
 _HTTP2_NAMES = ("grpc", "grpcs", "h2c", "http2")
 _TLS_NUMBERS = (443, 8443)

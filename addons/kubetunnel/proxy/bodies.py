@@ -35,7 +35,9 @@ class BodyCopy:
 def stream_request(flow: http.HTTPFlow) -> None:
     """To be called in `requestheaders`: sets `flow.request.stream` where the body shall pass as it comes."""
     unknown_length = flow.request.is_http2 and "content-length" not in flow.request.headers
-    if unknown_length or not _is_short(expected_http_body_size(flow.request)):
+    # whether the client shall continue is the pod's decision, so the pod has to hear of it first
+    expects = "expect" in flow.request.headers
+    if unknown_length or expects or not _is_short(expected_http_body_size(flow.request)):
         flow.request.stream = BodyCopy()
 
 

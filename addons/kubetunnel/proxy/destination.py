@@ -9,7 +9,7 @@ from mitmproxy.proxy import commands, layer
 from mitmproxy.proxy.context import Context
 
 from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
-from kubetunnel.proxy.http_failures import Failures
+from kubetunnel.proxy.http.failures import Failures
 
 
 def open_destination(context: Context, failures: Failures) -> layer.CommandGenerator[KubeTunnelError | None]:

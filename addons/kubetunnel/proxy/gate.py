@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import logging
 
-from mitmproxy import ctx, http
-from mitmproxy.connection import Client
+from mitmproxy import ctx, exceptions, http
+from mitmproxy.connection import Client, Server
 from mitmproxy.proxy import layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer
 from mitmproxy.proxy.layers.http import HTTPMode
+from mitmproxy.proxy.layers.tls import parse_client_hello
 
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
-from kubetunnel.core.names import split_host_port
+from kubetunnel.core.first_bytes import Protocol
+from kubetunnel.core.names import PodName, ServiceName, split_host_port
 from kubetunnel.core.ports import PortRequest
+from kubetunnel.core.spoken import Http
 from kubetunnel.proxy import bodies
-from kubetunnel.proxy.http_layer import NO_HOST, KubeHttpLayer
+from kubetunnel.proxy.first_bytes import FirstBytesLayer
+from kubetunnel.proxy.http.layer import NO_HOST, HttpPolicy, KubeHttpLayer
+from kubetunnel.proxy.http.request import ExchangePolicy
 from kubetunnel.proxy.mode import KubeMode
+from kubetunnel.proxy.raw.layer import RawLayer
+from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.refusals import refusal
 from kubetunnel.proxy.routing import Router
+from kubetunnel.proxy.socks5 import Socks5Layer
 from kubetunnel.proxy.upstreams import Upstreams
 
 logger = logging.getLogger(__name__)
@@ -29,19 +39,92 @@ class Gate:
 
     name = "kubetunnel_gate"
 
-    def __init__(self, router: Router, upstreams: Upstreams) -> None:
+    def __init__(self, router: Router, upstreams: Upstreams, relays: Relays) -> None:
         self._router = router
         self._upstreams = upstreams
+        self._relays = relays
 
     def client_connected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler is not None:
             self._upstreams.attach(handler)
+            self._relays.attach(handler)
 
-    def next_layer(self, data: layer.NextLayer) -> None:
+    async def next_layer(self, data: layer.NextLayer) -> None:
+        if not isinstance(data.context.client.proxy_mode, KubeMode) or data.layer:
+            return
+        if not isinstance(data, FirstBytesLayer):
+            data.layer = FirstBytesLayer(data.context)  # inside of TLS that ends here
+            return
+        match data.protocol:
+            case Protocol.SOCKS5:
+                data.layer = Socks5Layer(data.context, self._upstreams, self._relays)
+            case Protocol.TLS:
+                data.layer = self._tls_layer(data)
+            case Protocol.HTTP1:
+                data.layer = self._http_layer(data.context)
+            case Protocol.HTTP2:
+                await self._settle_http2(data.context)
+                data.layer = self._http_layer(data.context)
+            case _:
+                data.layer = RawLayer(data.context, self._upstreams, self._relays)
+
+    def _http_layer(self, context: Context) -> layer.Layer:
+        settings = self._router.settings
+        exchange = ExchangePolicy(
+            response_header_timeout_s=settings.http.response_header_timeout_s,
+            grpc_timeout_s=settings.http.grpc_timeout_s,
+            retry_max=settings.retry.max,
+        )
+        mode = HTTPMode.transparent if context.server.address else HTTPMode.regular
+        return KubeHttpLayer(context, mode, self._upstreams, HttpPolicy(exchange), self._upstreams.readers)
+
+    async def _settle_http2(self, context: Context) -> None:
+        """HTTP/2 with prior knowledge; also to the pod, where CONNECT or SOCKS5 opened it before this was known."""
+        context.client.alpn = b"h2"
+        opened = self._upstreams.opened(context.server)
+        if opened is not None and context.server.connected and not context.server.tls:
+            try:
+                version = await self._router.http_version(opened.destination, client_http2=True)
+            except KubeTunnelError as e:
+                logger.info("%s:%d is spoken to in HTTP/1.1: %s", *opened.destination.address, e)
+            else:
+                context.server.alpn = b"h2" if version is Http.HTTP2 else None
+
+    def _tls_layer(self, data: FirstBytesLayer) -> layer.Layer:
         context = data.context
-        if isinstance(context.client.proxy_mode, KubeMode) and not context.layers:
-            data.layer = KubeHttpLayer(context, HTTPMode.regular, self._upstreams)
+        opened = self._upstreams.opened(context.server)
+        if opened is not None:
+            if opened.destination.settings.passthrough:
+                return RawLayer(context, self._upstreams, self._relays)
+            if opened.destination.spoken.tls:
+                # end to end but for us: what the client offers is offered to the pod
+                server_tls = ServerTLSLayer(context)
+                server_tls.child_layer = ClientTLSLayer(context)
+                return server_tls
+        elif self._passes_through(data):
+            return RawLayer(context, self._upstreams, self._relays)
+        return ClientTLSLayer(context)
+
+    def _passes_through(self, data: FirstBytesLayer) -> bool:
+        """Whether the Service in the SNI is one of those whose TLS is not terminated; it is the destination then."""
+        settings = self._router.settings
+        if not any(entry.passthrough for entry in settings.services):
+            return False
+        try:
+            hello = parse_client_hello(data.data_client())
+        except ValueError:
+            return False
+        if hello is None:
+            raise exceptions.AddonHalt  # not whole yet; asked again with the next bytes
+        name = self._router.known_name(hello.sni) if hello.sni else None
+        if not isinstance(name, ServiceName | PodName):
+            return False
+        service = name if isinstance(name, ServiceName) else name.service
+        if not settings.of_service(service.service, service.namespace, _DEFAULT_PORTS["https"]).passthrough:
+            return False
+        data.context.server = Server(address=(str(name), _DEFAULT_PORTS["https"]))
+        return True
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         if not flow.live or flow.response or flow.error or flow.is_replay:
@@ -59,14 +142,33 @@ class Gate:
             bodies.stream_request(flow)
 
     async def _route(self, flow: http.HTTPFlow) -> None:
-        """Sets host and port to the Service's. Raises what the name, the cluster or the port are refused for."""
+        """Sets host, port and scheme to the Service's. Raises what the name, the cluster or the port is refused for."""
         request = flow.request
-        host, port, explicit = _requested(request)
+        host, port, explicit = self._requested(flow)
         name = await self._router.parse(host)
         destination = await self._router.find(name, PortRequest(port, explicit=explicit, scheme=request.scheme))
+        self._upstreams.settle(flow.client_conn, destination)
         # `.data`: the Host header stays as the client wrote it
-        request.data.host, request.data.port = str(name), destination.port
+        request.data.host, request.data.port = destination.address
+        request.data.scheme = b"https" if destination.spoken.tls else b"http"
         flow.metadata["kube"] = {"service": str(name), "port": destination.port}
+
+    def _requested(self, flow: http.HTTPFlow) -> tuple[str, int, bool]:
+        """Host, port, and whether the client named the port: a destination, then the SNI, then `:authority` or Host."""
+        request = flow.request
+        address = flow.server_conn.address
+        if address and isinstance(flow.client_conn.proxy_mode, KubeMode):
+            return address[0], address[1], True
+        if request.host == NO_HOST:
+            raise NotAServiceName(
+                "The request has no Host header, so it names no Service. HTTP/1.1 asks for one (RFC 9110 section 7.2).",
+                command="curl -H 'Host: SERVICE.NAMESPACE.svc.cluster.local' http://127.0.0.1:8080/",
+            )
+        host, port = split_host_port(request.host_header or request.authority or request.host)
+        sni = flow.client_conn.sni
+        if sni and self._router.known_name(sni):
+            host = sni
+        return host, port or _DEFAULT_PORTS[request.scheme], port is not None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         if flow.live and "kube" in flow.metadata:
@@ -78,14 +180,3 @@ class Gate:
     def response(self, flow: http.HTTPFlow) -> None:
         if flow.response:
             bodies.keep_copy(flow.response)
-
-
-def _requested(request: http.Request) -> tuple[str, int, bool]:
-    """Host, port, and whether the client named the port."""
-    if request.host == NO_HOST:
-        raise NotAServiceName(
-            "The request has no Host header, so it names no Service. HTTP/1.1 asks for one (RFC 9110 section 7.2).",
-            command="curl -H 'Host: SERVICE.NAMESPACE.svc.cluster.local' http://127.0.0.1:8080/",
-        )
-    host, port = split_host_port(request.host_header or request.host)
-    return host, port or _DEFAULT_PORTS[request.scheme], port is not None

@@ -15,10 +15,15 @@ from typing import Any, ClassVar, Literal
 
 from mitmproxy import ctx, optmanager
 from mitmproxy.addons.proxyserver import Proxyserver
-from mitmproxy.proxy import layer, mode_servers, mode_specs
+from mitmproxy.proxy import events, layer, mode_servers, mode_specs
 from mitmproxy.proxy.context import Context
 
+from kubetunnel.proxy.first_bytes import FirstBytesLayer
+
 logger = logging.getLogger(__name__)
+
+# mitmproxy's own would end a stream that idles for minutes, which gRPC and WebSocket streams may well do
+_LONG_LIVED = {"tcp_timeout": 7 * 24 * 3600, "http2_ping_keepalive": 0}
 
 
 class KubeMode(mode_specs.ProxyMode):
@@ -40,11 +45,20 @@ class KubeMode(mode_specs.ProxyMode):
         return mode_specs.RegularMode.type_name
 
 
+class KubeConnection(layer.Layer):
+    """The lowest layer of a connection: what it speaks is seen from its first bytes."""
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        first_bytes = FirstBytesLayer(self.context)
+        self._handle_event = first_bytes.handle_event  # type: ignore[method-assign]
+        yield from first_bytes.handle_event(event)
+
+
 class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
     """The listener. What a connection speaks is decided in the `next_layer` hook."""
 
     def make_top_layer(self, context: Context) -> layer.Layer:
-        return layer.NextLayer(context)
+        return KubeConnection(context)
 
     async def _start(self) -> None:
         host, port = self.mode.listen_host(ctx.options.listen_host), self.mode.listen_port(ctx.options.listen_port)
@@ -72,6 +86,9 @@ class Listening:
         proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
         if proxyserver.is_running:
             return
+        for option, value in _LONG_LIVED.items():
+            if not _was_set(option):
+                ctx.options.update(**{option: value})
         if _was_set("mode"):
             if "transparent" in ctx.options.mode and not _was_set("connection_strategy"):
                 # a Service is found by its Host; before that, mitmproxy would dial an address that nobody has

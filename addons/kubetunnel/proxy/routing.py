@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import ServiceState
@@ -14,8 +14,10 @@ from kubetunnel.core.endpoints import Target, choose_target, targets
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, NotAServiceName, Timeout, UpstreamReset
 from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, SrvName, parse_name
 from kubetunnel.core.ports import PortRequest, choose_port
-from kubetunnel.core.settings import Settings
+from kubetunnel.core.settings import ServiceSettings, Settings
+from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
 from kubetunnel.proxy.clusters import Cluster, Session
+from kubetunnel.proxy.http2_probe import speaks_http2
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,13 @@ class Destination:
     session: Session
     targets: tuple[Target, ...]
     sticky: bool = False  # Service.spec.sessionAffinity is ClientIP
+    spoken: Spoken = Spoken(tls=False)  # noqa: RUF009 - frozen
+    settings: ServiceSettings = field(default_factory=lambda: ServiceSettings("*"))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The full name and the port, as flows show them."""
+        return str(self.name), self.port
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +60,17 @@ class Router:
         self._settings = settings
         self._cluster = cluster
         self._rng = rng or random.Random()  # noqa: S311 - balancing, no secret
+        self._probed: dict[tuple[str, int], bool] = {}
+        self._probing: dict[tuple[str, int], asyncio.Lock] = {}
 
     def configure(self, settings: Settings) -> None:
         """Takes other settings, for what is routed from now on."""
         self._settings = settings
+        self._probed.clear()
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
 
     def owns(self, host: str) -> bool:
         """Whether this is a full name of a zone of ours, so that no other meaning of it can be intended."""
@@ -63,6 +79,14 @@ class Router:
         except NotAServiceName:
             return False
         return True
+
+    def known_name(self, host: str) -> Name | None:
+        """The name that this host is, as far as it can be told without the kubeconfig; None for a foreign one."""
+        try:
+            name = parse_name(host, zones=self._zones, default_namespace="")
+        except NotAServiceName:
+            return None
+        return name if name.namespace else None
 
     async def parse(self, host: str) -> Name:
         """The name that this host is. Raises NotAServiceName; `api` alone needs the kubeconfig for its Namespace."""
@@ -94,8 +118,40 @@ class Router:
         choice = choose_port(state.service, request, hostname=hostname)
         if choice.fallback:
             logger.info("%s: %s.", service, choice.fallback)
+        port = choice.port
+        settings = self._settings.of_service(service.service, service.namespace, port.port)
+        spoken = spoken_at(replace(port, app_protocol=settings.app_protocol) if settings.app_protocol else port)
         sticky = state.service.session_affinity == "ClientIP"
-        return Destination(name, choice.port.port, session, targets(state, choice.port, hostname), sticky)
+        return Destination(
+            name, port.port, session, targets(state, port, hostname), sticky, spoken=spoken, settings=settings
+        )
+
+    def negotiable_http_version(self, destination: Destination, *, client_http2: bool) -> Http:
+        """What to speak to the pod; NEGOTIATED where ALPN has to tell, or in clear `http_version`."""
+        http = self._settings.http
+        return choose_http(
+            destination.spoken,
+            client_http2=client_http2,
+            grpc=False,  # what is gRPC comes as HTTP/2
+            force_http2=http.force_http2,
+            disable_fallback=http.disable_fallback,
+        )
+
+    async def http_version(self, destination: Destination, *, client_http2: bool) -> Http:
+        """HTTP1 or HTTP2 in clear: where nothing says it the pod is asked once, and its answer remembered."""
+        chosen = self.negotiable_http_version(destination, client_http2=client_http2)
+        if chosen is not Http.NEGOTIATED:
+            return chosen
+        key = destination.address
+        async with self._probing.setdefault(key, asyncio.Lock()):
+            if key not in self._probed:
+                upstream = await self.open(destination)
+                try:
+                    self._probed[key] = await speaks_http2(upstream.reader, upstream.writer)
+                finally:
+                    upstream.writer.close()
+                logger.info("%s:%d speaks %s.", *key, "HTTP/2" if self._probed[key] else "HTTP/1.1 and no HTTP/2")
+        return Http.HTTP2 if self._probed[key] else Http.HTTP1
 
     async def open(self, destination: Destination, client: str | None = None) -> Upstream:
         """Opens a stream to the endpoint with the fewest, to another where that fails, as often as `retry.max` says."""

@@ -17,8 +17,8 @@ from mitmproxy.proxy.layers.modes import Socks5AuthData, Socks5AuthHook
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.proxy.destination import open_destination
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
-from kubetunnel.proxy.http_failures import Failures
-from kubetunnel.proxy.raw import Transports, show_refusal
+from kubetunnel.proxy.http.failures import Failures
+from kubetunnel.proxy.raw.layer import Transports, show_refusal
 from kubetunnel.proxy.refusals import CODES
 
 VERSION = 5

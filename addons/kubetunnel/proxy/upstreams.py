@@ -13,19 +13,23 @@ from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
 
-from mitmproxy.connection import Client, Connection, ConnectionState
+from mitmproxy.connection import Client, Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events, server, server_hooks
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.ports import PortRequest
-from kubetunnel.proxy.routing import Router, Upstream, error_of
+from kubetunnel.core.spoken import Http
+from kubetunnel.proxy.http.reading import PausableReaders
+from kubetunnel.proxy.mode import KubeMode
+from kubetunnel.proxy.routing import Destination, Router, Upstream, error_of
 
 
 @dataclass(slots=True)
 class Opened:
-    """One upstream of a client connection, as flows show it."""
+    """One upstream of a client connection."""
 
+    destination: Destination
     upstream: Upstream
     setup_s: float
 
@@ -35,12 +39,21 @@ class Upstreams:
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self.readers = PausableReaders()
         self._opened: WeakKeyDictionary[Connection, Opened] = WeakKeyDictionary()
+        self._settled: WeakKeyDictionary[Client, set[tuple[str, int]]] = WeakKeyDictionary()
         self._connect_errors: WeakKeyDictionary[Client, dict[tuple[str, int], KubeTunnelError]] = WeakKeyDictionary()
 
     def attach(self, handler: ProxyConnectionHandler) -> None:
         """Stands in for this handler's `open_connection`, whatever its mode is."""
         handler.open_connection = partial(self._open_connection, handler)  # type: ignore[method-assign]
+        client = handler.transports[handler.client]
+        if client.reader is not None:
+            client.reader = self.readers.wrap(handler.client, client.reader)  # type: ignore[assignment]
+
+    def settle(self, client: Client, destination: Destination) -> None:
+        """What this client asked for was found: an upstream to its address is for exactly that port."""
+        self._settled.setdefault(client, set()).add(destination.address)
 
     def opened(self, connection: Connection) -> Opened | None:
         """Where this upstream went; None for one that is not ours."""
@@ -60,7 +73,9 @@ class Upstreams:
         # the handler enters this task into its table after it started it, and mitmproxy's tasks start eagerly
         await asyncio.sleep(0)
         connection = command.connection
-        if not connection.address or not self._router.owns(connection.address[0]):
+        # in our own mode nothing but the cluster is ever dialled
+        in_kube_mode = isinstance(handler.client.proxy_mode, KubeMode)
+        if not connection.address or not (in_kube_mode or self._router.owns(connection.address[0])):
             await ProxyConnectionHandler.open_connection(handler, command)
             return
         address = connection.address[0], connection.address[1]
@@ -71,7 +86,7 @@ class Upstreams:
             return
         connection.timestamp_start = time.time()
         try:
-            upstream = await self._open(address, handler.client)
+            opened = await self._open(connection, address, handler.client)
         except KubeTunnelError as e:
             self._connect_errors.setdefault(handler.client, {})[address] = e
             await _fail(handler, command, hook_data, str(e))
@@ -79,17 +94,31 @@ class Upstreams:
         except asyncio.CancelledError:
             await _fail(handler, command, hook_data, "connection cancelled")
             raise
-        self._opened[connection] = Opened(upstream, time.time() - connection.timestamp_start)
+        self._opened[connection] = opened
         try:
-            await _serve(handler, command, hook_data, upstream)
+            await _serve(handler, command, hook_data, opened.upstream, self.readers)
         finally:
-            upstream.writer.close()
+            opened.upstream.writer.close()
 
-    async def _open(self, address: tuple[str, int], client: Client) -> Upstream:
-        # the port was settled when the request was routed
-        request = PortRequest(address[1], explicit=True, scheme="")
+    async def _open(self, connection: Server, address: tuple[str, int], client: Client) -> Opened:
+        started = time.monotonic()
+        if address in self._settled.get(client, ()):
+            request = PortRequest(address[1], explicit=True, scheme="")
+        else:
+            request = port_request(address[1])
         destination = await self._router.find(await self._router.parse(address[0]), request)
-        return await self._router.open(destination, client.peername[0])
+        connection.address = destination.address
+        if not destination.spoken.tls:  # with TLS, ALPN tells
+            version = await self._router.http_version(destination, client_http2=client.alpn == b"h2")
+            connection.alpn = b"h2" if version is Http.HTTP2 else None
+        upstream = await self._router.open(destination, client.peername[0])
+        return Opened(destination, upstream, time.monotonic() - started)
+
+
+def port_request(number: int) -> PortRequest:
+    """The port of a destination that came without a scheme: a client that gave none asks for its scheme's default."""
+    scheme = {80: "http", 443: "https"}.get(number, "")
+    return PortRequest(number, explicit=not scheme, scheme=scheme)
 
 
 async def _serve(
@@ -97,13 +126,16 @@ async def _serve(
     command: commands.OpenConnection,
     hook_data: server_hooks.ServerConnectionHookData,
     upstream: Upstream,
+    readers: PausableReaders,
 ) -> None:
     connection, pod_port = command.connection, upstream.target.pod_port
     connection.timestamp_tcp_setup = time.time()
     connection.state = ConnectionState.OPEN
     connection.peername = (pod_port.address, pod_port.port)
     handler.transports[connection] = server.ConnectionIO(
-        handler=asyncio.current_task(), reader=upstream.reader, writer=upstream.writer
+        handler=asyncio.current_task(),
+        reader=readers.wrap(connection, upstream.reader),  # type: ignore[arg-type]
+        writer=upstream.writer,
     )
     handler.log(f"server connect {connection.address} -> {pod_port}", logging.DEBUG)
     await handler.handle_hook(server_hooks.ServerConnectedHook(hook_data))

@@ -22,10 +22,12 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
 
 from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol
-from kubetunnel.proxy.http1_message import framing_to_send
-from kubetunnel.proxy.http_events import AwaitResponse, DeadlinePassed, InformationalResponse, UpstreamFailed
-from kubetunnel.proxy.http_failures import Failures, error_of_failure, may_repeat
-from kubetunnel.proxy.http_request import ExchangePolicy, RequestHalf, is_grpc
+from kubetunnel.proxy.destination import open_destination
+from kubetunnel.proxy.first_bytes import FirstBytesLayer
+from kubetunnel.proxy.http.events import AwaitResponse, DeadlinePassed, InformationalResponse, UpstreamFailed
+from kubetunnel.proxy.http.failures import Failures, error_of_failure, may_repeat
+from kubetunnel.proxy.http.h1_message import framing_to_send
+from kubetunnel.proxy.http.request import ExchangePolicy, RequestHalf, is_grpc
 from kubetunnel.proxy.refusals import refusal
 
 _SWITCHING_PROTOCOLS = 101
@@ -75,6 +77,14 @@ class KubeHttpStream(RequestHalf):
             yield DropStream(self.stream_id)
         else:
             yield from super().flow_done()
+
+    def handle_connect_regular(self) -> layer.CommandGenerator[None]:
+        error = yield from open_destination(self.context, self.failures)
+        if error is not None:
+            self.flow.response = refusal(error, self.flow.request)
+            self.flow.error = flow.Error(str(error))
+        self.child_layer = FirstBytesLayer(self.context)
+        yield from self.handle_connect_finish()
 
     def _pass_informational(self, event: InformationalResponse) -> layer.CommandGenerator[None]:
         if self.server_state == self.state_wait_for_response_headers:

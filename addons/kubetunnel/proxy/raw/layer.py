@@ -21,9 +21,9 @@ from mitmproxy.tcp import TCPFlow
 
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
 from kubetunnel.proxy.destination import open_destination
-from kubetunnel.proxy.http_failures import Failures
-from kubetunnel.proxy.relay import CLIENT_RESET, Relay
-from kubetunnel.proxy.traffic import Traffic, mark_failed
+from kubetunnel.proxy.http.failures import Failures
+from kubetunnel.proxy.raw.relay import CLIENT_RESET, Relay
+from kubetunnel.proxy.raw.traffic import Traffic, mark_failed
 
 
 class Transports(Protocol):

@@ -25,8 +25,9 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Server, should_make_pipe
 
-from kubetunnel.proxy.http1_connection import KubeHttp1Connection
-from kubetunnel.proxy.http1_message import (
+from kubetunnel.proxy.http.events import InformationalResponse, Throttle
+from kubetunnel.proxy.http.h1_connection import KubeHttp1Connection
+from kubetunnel.proxy.http.h1_message import (
     Framing,
     HeadTooLargeError,
     as_http1_response,
@@ -38,7 +39,6 @@ from kubetunnel.proxy.http1_message import (
     last_chunk,
     take_head,
 )
-from kubetunnel.proxy.http_events import InformationalResponse, Throttle
 
 # requests that wait for the answer to the one before; whoever sends on without end is cut off
 MAX_PIPELINED_BYTES = 1 << 20

@@ -12,7 +12,7 @@ from typing import Literal
 
 from mitmproxy.connection import Server
 
-from kubetunnel.proxy.http_events import GetUpstream, Lease, Origin
+from kubetunnel.proxy.http.events import GetUpstream, Lease, Origin
 
 MAX_UPSTREAMS = 100  # of one client connection to one origin; the default of pool.max_connections_per_service
 MAX_IDLE = 50  # the default of pool.max_idle_per_service

@@ -30,9 +30,8 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpRequestHook
 
 from kubetunnel.core.errors import KubeTunnelError
-from kubetunnel.proxy.http1_message import withdraw_h2c_upgrade
-from kubetunnel.proxy.http_deadlines import parse_grpc_timeout
-from kubetunnel.proxy.http_events import (
+from kubetunnel.proxy.http.deadlines import parse_grpc_timeout
+from kubetunnel.proxy.http.events import (
     AwaitResponse,
     GetUpstream,
     InformationalResponse,
@@ -40,7 +39,8 @@ from kubetunnel.proxy.http_events import (
     Origin,
     UpstreamFree,
 )
-from kubetunnel.proxy.http_repeat import SentRequest
+from kubetunnel.proxy.http.h1_message import withdraw_h2c_upgrade
+from kubetunnel.proxy.http.repeat import SentRequest
 
 NO_HOST = "(no Host header)"  # not a valid host, so no request can ask for it
 

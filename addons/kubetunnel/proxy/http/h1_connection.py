@@ -16,7 +16,7 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestTrailers, ResponseTrailers
 from mitmproxy.proxy.layers.http._http1 import Http1Connection, make_body_reader
 
-from kubetunnel.proxy.http1_message import MAX_HEAD_BYTES, Framing
+from kubetunnel.proxy.http.h1_message import MAX_HEAD_BYTES, Framing
 
 
 class KubeHttp1Connection(Http1Connection):

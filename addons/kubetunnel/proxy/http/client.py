@@ -5,8 +5,8 @@ from __future__ import annotations
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import RegisterHttpConnection
 
-from kubetunnel.proxy.http1_client import KubeHttp1Client
-from kubetunnel.proxy.http2_client import KubeHttp2Client
+from kubetunnel.proxy.http.h1_client import KubeHttp1Client
+from kubetunnel.proxy.http.h2_client import KubeHttp2Client
 
 
 class KubeHttpClient(layer.Layer):

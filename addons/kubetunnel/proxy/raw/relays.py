@@ -13,9 +13,9 @@ from mitmproxy.hooks import UpdateHook
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
-from kubetunnel.proxy.departed import departed
-from kubetunnel.proxy.relay import Relay, can_be_taken, reset
-from kubetunnel.proxy.traffic import Traffic
+from kubetunnel.proxy.raw.departed import departed
+from kubetunnel.proxy.raw.relay import Relay, can_be_taken, reset
+from kubetunnel.proxy.raw.traffic import Traffic
 
 SHOW_INTERVAL_S = 2.0
 

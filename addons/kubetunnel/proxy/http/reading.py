@@ -24,14 +24,19 @@ class PausableReader:
     """Passes reads on, unless it is paused. One read that waits already may still bring data."""
 
     def __init__(self, reader: Readable) -> None:
-        self._reader = reader
+        self.reader = reader
         self.may_read = asyncio.Event()
         self.may_read.set()
 
     async def read(self, n: int, /) -> bytes:
         """As the reader's."""
         await self.may_read.wait()
-        return await self._reader.read(n)
+        return await self.reader.read(n)
+
+
+def unwrapped(reader: object) -> object:
+    """The reader below, for who takes the connection over as a whole."""
+    return reader.reader if isinstance(reader, PausableReader) else reader
 
 
 class PausableReaders:

@@ -22,8 +22,9 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Client, should_make_pipe
 
-from kubetunnel.proxy.http1_connection import KubeHttp1Connection
-from kubetunnel.proxy.http1_message import (
+from kubetunnel.proxy.http.events import InformationalResponse, Throttle, UpstreamFailed, UpstreamFree
+from kubetunnel.proxy.http.h1_connection import KubeHttp1Connection
+from kubetunnel.proxy.http.h1_message import (
     Framing,
     as_http1_request,
     asks_to_close,
@@ -33,7 +34,6 @@ from kubetunnel.proxy.http1_message import (
     last_chunk,
     take_head,
 )
-from kubetunnel.proxy.http_events import InformationalResponse, Throttle, UpstreamFailed, UpstreamFree
 
 _SWITCHING_PROTOCOLS = 101
 

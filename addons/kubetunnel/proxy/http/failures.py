@@ -9,8 +9,8 @@ from mitmproxy import http
 from mitmproxy.connection import Client, Connection
 
 from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol, UpstreamReset
-from kubetunnel.proxy.http_events import UpstreamFailed
-from kubetunnel.proxy.http_repeat import is_idempotent
+from kubetunnel.proxy.http.events import UpstreamFailed
+from kubetunnel.proxy.http.repeat import is_idempotent
 
 # an HTTP/2 client knows what to do about these itself
 _PASSED_ON = {ErrorCodes.CANCEL, ErrorCodes.REFUSED_STREAM, ErrorCodes.HTTP_1_1_REQUIRED}

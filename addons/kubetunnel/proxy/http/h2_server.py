@@ -12,8 +12,8 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState, format_h2_response_headers
 
-from kubetunnel.proxy.http2_connection import KubeHttp2Connection
-from kubetunnel.proxy.http_events import InformationalResponse, UpstreamFailed
+from kubetunnel.proxy.http.events import InformationalResponse, UpstreamFailed
+from kubetunnel.proxy.http.h2_connection import KubeHttp2Connection
 
 
 class KubeHttp2Server(KubeHttp2Connection, Http2Server):

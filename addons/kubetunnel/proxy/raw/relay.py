@@ -20,8 +20,9 @@ from typing import cast
 from mitmproxy.proxy.server import ConnectionIO
 
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.proxy.http.reading import unwrapped
+from kubetunnel.proxy.raw.traffic import Traffic
 from kubetunnel.proxy.routing import error_of
-from kubetunnel.proxy.traffic import Traffic
 
 CLIENT_RESET = "The client reset the connection."
 
@@ -41,7 +42,7 @@ def can_be_taken(io: ConnectionIO) -> bool:
     """Whether this connection can be relayed from its transport on; one side may have finished already."""
     writer = io.writer
     return (
-        isinstance(io.reader, asyncio.StreamReader)
+        isinstance(unwrapped(io.reader), asyncio.StreamReader)
         and isinstance(writer, asyncio.StreamWriter)
         and not writer.is_closing()
     )
@@ -104,7 +105,8 @@ class _End(asyncio.Protocol):
     peer: _End
 
     def __init__(self, relay: Relay, io: ConnectionIO, *, is_client: bool) -> None:
-        if not isinstance(io.reader, asyncio.StreamReader) or not isinstance(io.writer, asyncio.StreamWriter):
+        reader = unwrapped(io.reader)
+        if not isinstance(reader, asyncio.StreamReader) or not isinstance(io.writer, asyncio.StreamWriter):
             raise TypeError("only asyncio's streams have a transport to take")
         self.writer = io.writer
         self.transport = cast("asyncio.Transport", io.writer.transport)
@@ -115,11 +117,11 @@ class _End(asyncio.Protocol):
         self._is_client = is_client
         self._early: list[bytes] = []
         # at_eof() would be False while there are bytes before the end
-        self._finished_early: bool = io.reader._eof  # type: ignore[attr-defined]  # noqa: SLF001
+        self._finished_early: bool = reader._eof  # type: ignore[attr-defined]  # noqa: SLF001
         self._former = cast("asyncio.Protocol", self.transport.get_protocol())
         self.transport.pause_reading()
         self.transport.set_protocol(self)
-        io.reader.feed_eof()
+        reader.feed_eof()
 
     def begin(self) -> None:
         """Reads from now on."""

@@ -18,8 +18,8 @@ from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestHeaders, RequestProtocolError
 from mitmproxy.proxy.layers.http._http2 import Http2Client, StreamState, parse_h2_response_headers
 
-from kubetunnel.proxy.http2_connection import KubeHttp2Connection
-from kubetunnel.proxy.http_events import Congested, InformationalResponse, UpstreamDraining, UpstreamFailed
+from kubetunnel.proxy.http.events import Congested, InformationalResponse, UpstreamDraining, UpstreamFailed
+from kubetunnel.proxy.http.h2_connection import KubeHttp2Connection
 
 _OF_A_STREAM = (
     h2.events.ResponseReceived,

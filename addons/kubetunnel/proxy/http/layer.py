@@ -1,6 +1,6 @@
 """mitmproxy's HTTP layer with upstreams that are kept, shared and forgotten as they should be.
 
-A layer without I/O, like mitmproxy's own: it brings connections (`http1_*`, `http2_*`) and exchanges (`http_stream.py`)
+A layer without I/O, like mitmproxy's own: it brings connections (`h1_*`, `h2_*`) and exchanges (`stream.py`)
 together. What went wrong upstream it asks of `Failures`.
 """
 
@@ -29,12 +29,9 @@ from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestHeaders
 
 from kubetunnel.core.errors import UpstreamProtocol
-from kubetunnel.proxy.http1_connection import KubeHttp1Connection
-from kubetunnel.proxy.http1_server import KubeHttp1Server
-from kubetunnel.proxy.http2_server import KubeHttp2Server
-from kubetunnel.proxy.http_client import KubeHttpClient
-from kubetunnel.proxy.http_deadlines import Deadlines
-from kubetunnel.proxy.http_events import (
+from kubetunnel.proxy.http.client import KubeHttpClient
+from kubetunnel.proxy.http.deadlines import Deadlines
+from kubetunnel.proxy.http.events import (
     AwaitResponse,
     Congested,
     DeadlinePassed,
@@ -45,11 +42,14 @@ from kubetunnel.proxy.http_events import (
     UpstreamDraining,
     UpstreamFree,
 )
-from kubetunnel.proxy.http_failures import Failures
-from kubetunnel.proxy.http_pool import MAX_IDLE, MAX_UPSTREAMS, Assign, Open, UpstreamPool
-from kubetunnel.proxy.http_request import NO_HOST as NO_HOST
-from kubetunnel.proxy.http_request import ExchangePolicy
-from kubetunnel.proxy.http_stream import KubeHttpStream
+from kubetunnel.proxy.http.failures import Failures
+from kubetunnel.proxy.http.h1_connection import KubeHttp1Connection
+from kubetunnel.proxy.http.h1_server import KubeHttp1Server
+from kubetunnel.proxy.http.h2_server import KubeHttp2Server
+from kubetunnel.proxy.http.pool import MAX_IDLE, MAX_UPSTREAMS, Assign, Open, UpstreamPool
+from kubetunnel.proxy.http.request import NO_HOST as NO_HOST
+from kubetunnel.proxy.http.request import ExchangePolicy
+from kubetunnel.proxy.http.stream import KubeHttpStream
 
 
 class Reading(Protocol):

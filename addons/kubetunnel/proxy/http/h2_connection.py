@@ -15,8 +15,8 @@ from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestProtocolError, ResponseProtocolError
 from mitmproxy.proxy.layers.http._http2 import Http2Connection, StreamState
 
-from kubetunnel.proxy.h2_connection import KubeH2Connection
-from kubetunnel.proxy.http_events import Congested, Throttle
+from kubetunnel.proxy.http.events import Congested, Throttle
+from kubetunnel.proxy.http.h2_library import KubeH2Connection
 
 # of one stream, waiting here for its reader; its sender stops above the first and goes on below the second
 HIGH_WATER_BYTES = 1 << 20
