@@ -31,6 +31,8 @@ class Answer:
     first_byte_s: float
     total_s: float
     stderr: str
+    http_version: str  # "1.1", "2"
+    connect_status: int  # of a CONNECT, 0 without one
 
     @property
     def text(self) -> str:
@@ -55,7 +57,7 @@ def curl(*arguments: str, timeout_s: float = 60, stdin: bytes | None = None) -> 
         "curl", "-q", "--silent", "--show-error", "--noproxy", "", "--max-time", str(timeout_s),
         "--write-out", WRITE_OUT, *arguments,
     ]  # fmt: skip
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout_s + 10, env=_without_proxies())
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=timeout_s + 10, env=without_proxies())
     stderr = done.stderr.decode()
     _, _, written = stderr.rpartition("FACTS")
     facts, headers = (json.loads(part) for part in written.split("HEADERS")) if written else ({}, {})
@@ -68,10 +70,13 @@ def curl(*arguments: str, timeout_s: float = 60, stdin: bytes | None = None) -> 
         first_byte_s=float(facts.get("time_starttransfer", 0)),
         total_s=float(facts.get("time_total", 0)),
         stderr=stderr,
+        http_version=str(facts.get("http_version", "")),
+        connect_status=int(facts.get("http_connect", 0)),
     )
 
 
-def _without_proxies() -> dict[str, str]:
+def without_proxies() -> dict[str, str]:
+    """The environment for clients that shall ask nobody but the tunnel."""
     return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
@@ -106,16 +111,17 @@ class Tunnel:
             command += ["-p", "0"]
         if kubeconfig is not None:
             command += ["--set", f"kube_kubeconfig={kubeconfig}"]
+        self.confdir = confdir
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=confdir,
-            env={**_without_proxies(), "PYTHONUNBUFFERED": "1", **(env or {})},
+            env={**without_proxies(), "PYTHONUNBUFFERED": "1", **(env or {})},
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.address = self.wait_for(r"listening at .*?((?:127\.0\.0\.1|\*|0\.0\.0\.0):\d+)", START_TIMEOUT_S)[1]
+            self.address = self.wait_for(r"listening at .*?((?:[\d.]+|\*|\[[\da-f:]+\]):\d+)", START_TIMEOUT_S)[1]
         except BaseException:
             self.close()
             raise

@@ -12,8 +12,11 @@ def main(arguments: list[str] | None = None) -> int:
     from mitmproxy.tools.main import mitmdump  # late: it takes half a second
 
     arguments = sys.argv[1:] if arguments is None else arguments
+    chosen = next((a for a in arguments if "kube_kubeconfig=" in a or "kube_demo=" in a), None)
     kubeconfig = current_kubeconfig()
-    if kubeconfig:
+    if chosen:
+        print(f"Using the cluster of your option {chosen}", flush=True)
+    elif kubeconfig:
         print(f"Using the current cluster: {kubeconfig}", flush=True)
     else:
         print("No kubeconfig found: using a simulated cluster (the demo).", flush=True)

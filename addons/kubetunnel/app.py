@@ -10,6 +10,7 @@ from typing import Any
 from mitmproxy import ctx, exceptions
 
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.names import zone_is_valid
 from kubetunnel.core.settings import ClusterSettings, HttpSettings, RetrySettings, Settings
 from kubetunnel.demo import Demo
 from kubetunnel.proxy.clusters import Cluster
@@ -39,7 +40,8 @@ class KubeTunnel:
         upstreams = Upstreams(self.router)
         relays = Relays()
         gate = Gate(self.router, upstreams, relays)
-        self.addons = [Listening(), gate, PodTls(self.router, upstreams), relays, Shown(upstreams)]
+        self.listening = Listening()
+        self.addons = [self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams)]
         self._greeting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -69,6 +71,11 @@ class KubeTunnel:
         if not any(option.startswith("kube_") for option in updated):
             return
         options = ctx.options
+        if not zone_is_valid(options.kube_zone):
+            raise exceptions.OptionsError(f"kube_zone: {options.kube_zone!r} is not a DNS zone, such as cluster.local")
+        for option in ("kube_retry_max", "kube_response_header_timeout", "kube_grpc_timeout"):
+            if getattr(options, option) < (0 if option == "kube_retry_max" else 1):
+                raise exceptions.OptionsError(f"{option}: {getattr(options, option)} is too small")
         cluster = ClusterSettings(
             kubeconfig=options.kube_kubeconfig or None,
             context=options.kube_context or None,
@@ -107,8 +114,10 @@ class KubeTunnel:
         self._ending.add_done_callback(_report_crash)
 
     async def _greet(self) -> None:
+        if (started := self.listening.running()) is not None:
+            await started
         addresses = [
-            f"{host}:{port}"
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             for instance in ctx.master.addons.get("proxyserver").servers
             if isinstance(instance.mode, KubeMode)
             for host, port, *_ in instance.listen_addrs
@@ -121,8 +130,7 @@ class KubeTunnel:
         except KubeTunnelError as e:
             logger.warning("No cluster yet; each request tries again. %s", e)
             return
-        if commands:
-            logger.info("Try:\n  %s", "\n  ".join(commands))
+        logger.info("Try:\n  %s", "\n  ".join(commands))
 
     async def _end(self) -> None:
         await self.cluster.aclose()

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import queue
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from kubetunnel.sim.cluster import SimCluster
+from tests.simulated import simulated
 from tests.tunnel import Tunnel
 
 
 @dataclass(frozen=True)
 class ClusterUnderTest:
-    """Where the cases run."""
+    """Where the cases run. `app_ca`: of the certificate that the pods of demo/echo show."""
 
     kubeconfig: Path
     limited_kubeconfig: Path | None
+    app_ca: Path | None
 
 
 @pytest.fixture(scope="session", params=["simulated", pytest.param("real", marks=pytest.mark.cluster)])
@@ -37,34 +36,45 @@ def _real() -> ClusterUnderTest:
     if not kubeconfig:
         pytest.fail("make test-cluster needs KUBECONFIG: a cluster with the objects of the demo (CONTRIBUTING.md)")
     limited = os.environ.get("KUBECONFIG_LIMITED")
-    return ClusterUnderTest(Path(kubeconfig), Path(limited) if limited else None)
+    app_ca = Path(os.environ.get("KUBECONFIG_APP_CA") or Path(kubeconfig).parent / "pki" / "app-ca.crt")
+    return ClusterUnderTest(
+        Path(kubeconfig), Path(limited) if limited else None, app_ca if app_ca.is_file() else None
+    )
 
 
 def _simulated(directory: Path) -> Iterator[ClusterUnderTest]:
-    """The cluster in a thread with an event loop of its own: the cases block theirs while they wait for curl."""
-    ready: queue.Queue[asyncio.AbstractEventLoop] = queue.Queue()
-    done = asyncio.Event()
+    under_test = ClusterUnderTest(directory / "kubeconfig", directory / "kubeconfig.limited", directory / "app-ca.crt")
 
-    async def serve() -> None:
-        async with SimCluster() as cluster:
-            cluster.kubeconfig(directory / "kubeconfig")
-            cluster.kubeconfig(directory / "kubeconfig.limited", user="limited")
-            ready.put(asyncio.get_running_loop())
-            await done.wait()
+    async def write_files(cluster: SimCluster) -> None:
+        cluster.kubeconfig(directory / "kubeconfig")
+        cluster.kubeconfig(directory / "kubeconfig.limited", user="limited")
+        (directory / "app-ca.crt").write_text(cluster.app_authority_pem)
 
-    with ThreadPoolExecutor(1) as executor:
-        serving = executor.submit(asyncio.run, serve())
-        try:
-            loop = ready.get(timeout=20)
-            yield ClusterUnderTest(directory / "kubeconfig", directory / "kubeconfig.limited")
-        finally:
-            loop.call_soon_threadsafe(done.set)
-            serving.result(20)
+    with simulated(write_files):
+        yield under_test
 
 
 @pytest.fixture(scope="session")
 def tunnel(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
     with Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig) as tunnel:
+        yield tunnel
+        assert "Traceback" not in tunnel.log, tunnel.log
+
+
+@pytest.fixture(scope="session")
+def http2_tunnel(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
+    """Speaks HTTP/2 to every pod, and leaves TLS to demo/echo:443 alone."""
+    options = ["--set", "kube_force_http2=true", "--set", "kube_services=echo.demo:443 passthrough=true"]
+    with Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options) as tunnel:
+        yield tunnel
+        assert "Traceback" not in tunnel.log, tunnel.log
+
+
+@pytest.fixture(scope="session")
+def http1_tunnel(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
+    """Knows of demo/echo:80 that it speaks HTTP/1.1 only."""
+    options = ["--set", "kube_services=echo.demo:80 app_protocol=http"]
+    with Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options) as tunnel:
         yield tunnel
         assert "Traceback" not in tunnel.log, tunnel.log
 

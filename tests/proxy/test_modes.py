@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kubetunnel.sim.cluster import SimCluster
@@ -54,8 +55,42 @@ async def test_regular_mode_serves_the_clusters_names(
     assert inside.text == "pair\n"
     refused = await asyncio.to_thread(tunnel.via_proxy, "http://nothere.demo.svc.cluster.local/")
     assert refused.reason == "ServiceNotFound"
-    outside = await asyncio.to_thread(tunnel.via_proxy, f"{sim.server.replace('https', 'http')}/")
-    assert outside.reason is None, "a name that is none of the cluster's goes where it always went"
+    refused = await asyncio.to_thread(tunnel.via_proxy, "http://echo.demo.svc.cluster.local:9999/")
+    assert refused.reason == "ConnectionRefused"
+    async with await asyncio.start_server(outside, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        answer = await asyncio.to_thread(tunnel.via_proxy, f"http://{host}:{port}/")
+    assert answer.text == "outside", "a name that is none of the cluster's goes where it always went"
+
+
+async def outside(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\noutside")
+    writer.close()
+
+
+async def test_nothing_outside_is_reached_in_our_mode(tunnel: Tunnel) -> None:
+    async with await asyncio.start_server(outside, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        for way in (("-x", tunnel.url), ("-p", "-x", tunnel.url), ("--socks5-hostname", f"127.0.0.1:{tunnel.port}")):
+            answer = await asyncio.to_thread(curl, *way, f"http://{host}:{port}/")
+            assert answer.text != "outside", way
+            assert answer.reason == "NotAServiceName" or answer.exit_code in (56, 97), way
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+async def test_an_address_to_listen_at_opens_that_one_socket(
+    sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path, host: str
+) -> None:
+    options = ["--listen-host", host, "-p", str(free_port())]
+    tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
+    await asyncio.to_thread(tunnel.wait_for, "Try:")
+    listening = [
+        connection for connection in psutil.Process(tunnel.process.pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]  # fmt: skip
+    assert len(listening) == (1 if host != "localhost" else len(listening))
+    assert {connection.laddr.port for connection in listening} == {tunnel.port}
 
 
 async def test_reverse_mode_is_one_service(sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ async def test_a_start_that_fails_leaves_nothing(cluster: SimCluster) -> None:
         await SimCluster(port=cluster.port).start()
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
 async def test_cancelled_start_leaves_nothing(steps: int) -> None:
     cluster = SimCluster()
     starting = asyncio.create_task(cluster.start())

@@ -109,7 +109,7 @@ class Discovery:
         return await self._pods.run(key, lambda: self._find_pod(key))
 
     async def services(self, namespace: str) -> tuple[Service, ...]:
-        """All Services of a Namespace, as they are now; nothing of it is watched or kept.
+        """All Services of a Namespace ("": of all), as they are now; nothing of it is watched or kept.
 
         Raises:
             Forbidden, Unauthenticated, ClusterUnreachable, Timeout

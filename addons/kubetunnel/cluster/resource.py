@@ -53,7 +53,7 @@ class Query[T: ApiObject]:
 
     @property
     def path(self) -> str:
-        if not self.resource.namespaced:
+        if not self.resource.namespaced or not self.namespace:  # without one: of all Namespaces
             return f"{self.resource.root}/{self.resource.plural}"
         return f"{self.resource.root}/namespaces/{quote(self.namespace, safe='')}/{self.resource.plural}"
 

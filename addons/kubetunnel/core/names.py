@@ -121,6 +121,12 @@ def parse_name(text: str, *, zones: Collection[str], default_namespace: str, sho
     return name
 
 
+def zone_is_valid(zone: str) -> bool:
+    """Whether this can be a cluster's DNS zone: labels of RFC 1123, one trailing dot allowed."""
+    labels = zone.removesuffix(".").lower().split(".")
+    return len(zone) <= MAX_NAME_CHARS and all(len(x) <= MAX_LABEL_CHARS and _LABEL.fullmatch(x) for x in labels)
+
+
 def split_host_port(authority: str) -> tuple[str, int | None]:
     """The host and the port of a Host header or `:authority` (RFC 9110 7.2, RFC 3986 3.2).
 

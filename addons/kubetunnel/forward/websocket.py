@@ -6,12 +6,16 @@ or encrypted already, or goes over loopback.
 
 from __future__ import annotations
 
+import logging
+
 from websockets.frames import Opcode
 from websockets.protocol import Protocol, Side, State
 
-MAX_MESSAGE_BYTES = (
-    16 * 1024 * 1024
-)  # servers send 32 KiB at a time; the limit only keeps a broken peer from our memory
+# servers send 32 KiB at a time; the limit only keeps a broken peer from our memory
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+# at DEBUG the package would log the beginning of every frame, and what is forwarded is nobody's business
+_NO_LOG = logging.Logger("kubetunnel.forward.websocket frames", logging.CRITICAL)
 
 
 class WebSocketError(Exception):
@@ -22,7 +26,7 @@ class WebSocketFrames:
     """Frames in and out. As with the SPDY codec, whatever speaks only queues."""
 
     def __init__(self) -> None:
-        self._protocol = Protocol(Side.CLIENT, state=State.OPEN, max_size=MAX_MESSAGE_BYTES)
+        self._protocol = Protocol(Side.CLIENT, state=State.OPEN, max_size=MAX_MESSAGE_BYTES, logger=_NO_LOG)
         self._pings = 0
         self.close_received = False
         self.pongs_received = 0

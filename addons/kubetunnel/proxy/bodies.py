@@ -1,7 +1,7 @@
 """Which bodies pass through as they come, and what of them mitmweb still shows.
 
-A short body of known length is held back until it is whole, so that it can be inspected, intercepted and sent again.
-Everything else (chunked, long, event streams, gRPC) is streamed, and a copy of its beginning is kept for the flow.
+A short body of known length is held back until it is whole, so that it can be inspected, intercepted and changed.
+Everything else (chunked, long, event streams, gRPC) is streamed; where it turns out to be short, the flow shows a copy.
 """
 
 from __future__ import annotations
@@ -10,26 +10,21 @@ from mitmproxy import http
 from mitmproxy.net.http.http1 import expected_http_body_size
 
 MAX_HELD_BYTES = 1 << 20  # a body of known length up to this is buffered whole
-MAX_COPY_BYTES = 1 << 20  # of a streamed body, so much is kept for inspection
+MAX_COPY_BYTES = 1 << 20  # a streamed body up to this is kept for inspection
 
 
 class BodyCopy:
-    """Passes chunks on unchanged and keeps the first `MAX_COPY_BYTES`: mitmproxy's `message.stream` callable."""
+    """Passes chunks on unchanged and keeps them while they are short: mitmproxy's `message.stream` callable."""
 
     def __init__(self) -> None:
-        self.kept = bytearray()
-        self.total_bytes = 0
+        self.kept: bytearray | None = bytearray()
 
     def __call__(self, chunk: bytes) -> bytes:
-        self.total_bytes += len(chunk)
-        room = MAX_COPY_BYTES - len(self.kept)
-        if room > 0:
-            self.kept += chunk[:room]
+        if self.kept is not None:
+            self.kept += chunk
+            if len(self.kept) > MAX_COPY_BYTES:
+                self.kept = None  # a part, shown or recorded, would pass for the whole
         return chunk
-
-    @property
-    def whole(self) -> bool:
-        return len(self.kept) == self.total_bytes
 
 
 def stream_request(flow: http.HTTPFlow) -> None:
@@ -48,10 +43,11 @@ def stream_response(flow: http.HTTPFlow) -> None:
 
 
 def keep_copy(message: http.Message) -> None:
-    """To be called when the message is complete: shows the kept copy as the message's content, if it is all of it."""
+    """To be called when the message is complete: shows the copy as the message's content, if there is one."""
     copy = message.stream
-    if isinstance(copy, BodyCopy) and copy.whole:
+    if isinstance(copy, BodyCopy) and copy.kept is not None:
         message.data.content = bytes(copy.kept)
+        copy.kept = None
 
 
 def _is_short(size: int | None) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from kubetunnel.cluster.access import ClusterAccess, load_access
 from kubetunnel.cluster.discovery import Discovery
 from kubetunnel.core.catalog import ServiceState
-from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError
 from kubetunnel.core.settings import ClusterSettings
 from kubetunnel.demo import Demo
 from kubetunnel.forward.pool import PortForwards
@@ -49,6 +49,7 @@ class Cluster:
         self._opening = asyncio.Lock()
         self._last_error = ""
         self._retiring: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def configure(self, settings: ClusterSettings, demo: Demo | None) -> None:
         """Takes other settings; a session that is open under the former ones is ended."""
@@ -63,8 +64,15 @@ class Cluster:
         if self._session is not None:
             return self._session
         async with self._opening:
-            if self._session is None:
-                self._session = _open(await self._load())
+            while self._session is None:
+                if self._closed:
+                    raise ClusterUnreachable("The tunnel is ending.")
+                loaded_for = (self._settings, self._demo)
+                access = await self._load()
+                if loaded_for == (self._settings, self._demo) and not self._closed:
+                    self._session = _open(access)
+                else:  # other settings came meanwhile
+                    await access.aclose()
             return self._session
 
     async def _load(self) -> ClusterAccess:
@@ -87,7 +95,8 @@ class Cluster:
         task.add_done_callback(self._retiring.discard)
 
     async def aclose(self) -> None:
-        """Ends watches and forwards."""
+        """Ends watches and forwards, for good."""
+        self._closed = True
         session, self._session = self._session, None
         if session is not None:
             await session.aclose()
@@ -104,7 +113,10 @@ def _open(access: ClusterAccess) -> Session:
         pods = frozenset(e.pod for s in slices for e in s.endpoints if e.pod and not e.terminating)
         for pod in known.get((namespace, service), frozenset()) - pods:
             forwards.drain(namespace, pod)
-        known[namespace, service] = pods
+        if state is None:
+            known.pop((namespace, service), None)
+        else:
+            known[namespace, service] = pods
 
     discovery.subscribe(drain_vanished)
     return Session(access, discovery, forwards)

@@ -12,6 +12,13 @@ from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
 from kubetunnel.proxy.http.failures import Failures
 
 
+def open_asked_for(context: Context, failures: Failures) -> layer.CommandGenerator[KubeTunnelError | None]:
+    """As `open_destination`, for SOCKS5 and CONNECT; but recorded answers need no pod, and what has none opens it."""
+    if "server_replay" in context.options and context.options.server_replay:
+        return None
+    return (yield from open_destination(context, failures))
+
+
 def open_destination(context: Context, failures: Failures) -> layer.CommandGenerator[KubeTunnelError | None]:
     """Opens `context.server`, whose address is set. Part of a layer: `error = yield from open_destination(…)`.
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from mitmproxy import ctx, exceptions, http
 from mitmproxy.connection import Client, Server
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer
-from mitmproxy.proxy.layers.http import HTTPMode
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.layers.tls import parse_client_hello
+from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode, TransparentMode
 
+from kubetunnel.core.catalog import ServicePort
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
 from kubetunnel.core.first_bytes import Protocol
 from kubetunnel.core.names import PodName, ServiceName, split_host_port
 from kubetunnel.core.ports import PortRequest
-from kubetunnel.core.spoken import Http
+from kubetunnel.core.spoken import Http, spoken_at
 from kubetunnel.proxy import bodies
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
 from kubetunnel.proxy.http.layer import NO_HOST, HttpPolicy, KubeHttpLayer
@@ -24,7 +27,7 @@ from kubetunnel.proxy.http.request import ExchangePolicy
 from kubetunnel.proxy.mode import KubeMode
 from kubetunnel.proxy.raw.layer import RawLayer
 from kubetunnel.proxy.raw.relays import Relays
-from kubetunnel.proxy.refusals import refusal
+from kubetunnel.proxy.refusals import own_failure, refusal
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.socks5 import Socks5Layer
 from kubetunnel.proxy.upstreams import Upstreams
@@ -51,7 +54,10 @@ class Gate:
             self._relays.attach(handler)
 
     async def next_layer(self, data: layer.NextLayer) -> None:
-        if not isinstance(data.context.client.proxy_mode, KubeMode) or data.layer:
+        if data.layer:
+            return
+        if not isinstance(data.context.client.proxy_mode, KubeMode):
+            self._as_mitmproxy_but_with_our_http(data)
             return
         if not isinstance(data, FirstBytesLayer):
             data.layer = FirstBytesLayer(data.context)  # inside of TLS that ends here
@@ -69,14 +75,28 @@ class Gate:
             case _:
                 data.layer = RawLayer(data.context, self._upstreams, self._relays)
 
-    def _http_layer(self, context: Context) -> layer.Layer:
+    def _as_mitmproxy_but_with_our_http(self, data: layer.NextLayer) -> None:
+        """In mitmproxy's own modes it decides what comes next; HTTP is ours there too, with the same refusals."""
+        if not isinstance(data.context.client.proxy_mode, RegularMode | ReverseMode | TransparentMode):
+            return
+        ctx.master.addons.get("nextlayer").next_layer(data)
+        above: Any = data
+        name = "layer"
+        while (found := getattr(above, name, None)) is not None:
+            if type(found) is HttpLayer:
+                found.context.layers.remove(found)
+                setattr(above, name, self._http_layer(found.context, found.mode))
+                return
+            above, name = found, "child_layer"
+
+    def _http_layer(self, context: Context, mode: HTTPMode | None = None) -> layer.Layer:
         settings = self._router.settings
         exchange = ExchangePolicy(
             response_header_timeout_s=settings.http.response_header_timeout_s,
             grpc_timeout_s=settings.http.grpc_timeout_s,
             retry_max=settings.retry.max,
         )
-        mode = HTTPMode.transparent if context.server.address else HTTPMode.regular
+        mode = mode or (HTTPMode.transparent if context.server.address else HTTPMode.regular)
         return KubeHttpLayer(context, mode, self._upstreams, HttpPolicy(exchange), self._upstreams.readers)
 
     async def _settle_http2(self, context: Context) -> None:
@@ -132,13 +152,16 @@ class Gate:
         in_kube_mode = isinstance(flow.client_conn.proxy_mode, KubeMode)
         if not in_kube_mode and not self._router.owns(flow.request.pretty_host):
             return
+        replays = bool(ctx.options.server_replay)
         try:
-            await self._route(flow)
+            await (self._route_by_name if replays else self._route)(flow)
         except KubeTunnelError as e:
-            logger.info("%s %s: %s", flow.request.method, flow.request.pretty_host, e)
+            logger.debug("%s is refused: %s", flow.request.method, e)
             flow.response = refusal(e, flow.request)
-        if in_kube_mode or flow.response is None:
-            # mitmproxy's own HTTP layer does not take a stream and an answer together
+        except Exception as e:  # supervision point: mitmproxy would log it and let the request go on
+            logger.exception("Routing a request failed.")
+            flow.response = refusal(own_failure(e), flow.request)
+        if not replays:
             bodies.stream_request(flow)
 
     async def _route(self, flow: http.HTTPFlow) -> None:
@@ -152,6 +175,18 @@ class Gate:
         request.data.host, request.data.port = destination.address
         request.data.scheme = b"https" if destination.spoken.tls else b"http"
         flow.metadata["kube"] = {"service": str(name), "port": destination.port}
+
+    async def _route_by_name(self, flow: http.HTTPFlow) -> None:
+        """For `server_replay`: host, port and scheme as `_route` sets them, as far as the name alone tells."""
+        request = flow.request
+        host, port, _ = self._requested(flow)
+        name = await self._router.parse(host)
+        flow.metadata["kube"] = {"service": str(name), "port": port}
+        request.data.host, request.data.port = str(name), port
+        if isinstance(name, ServiceName):
+            settings = self._router.settings.of_service(name.service, name.namespace, port)
+            if spoken_at(ServicePort(port, app_protocol=settings.app_protocol)).tls:
+                request.data.scheme = b"https"
 
     def _requested(self, flow: http.HTTPFlow) -> tuple[str, int, bool]:
         """Host, port, and whether the client named the port: a destination, then the SNI, then `:authority` or Host."""
@@ -171,7 +206,8 @@ class Gate:
         return host, port or _DEFAULT_PORTS[request.scheme], port is not None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        if flow.live and "kube" in flow.metadata:
+        is_here = flow.response is not None and flow.response.raw_content is not None  # an addon's, or recorded
+        if flow.live and "kube" in flow.metadata and not is_here:
             bodies.stream_response(flow)
 
     def request(self, flow: http.HTTPFlow) -> None:

@@ -120,8 +120,19 @@ def _withdraw_default_mode(proxyserver: Proxyserver) -> None:
         coroutine = task.get_coro()
         frame = getattr(coroutine, "cr_frame", None)
         if frame is not None and id(frame.f_locals.get("self")) in starting:
+            _close_half_started(coroutine)
             task.cancel("superseded by the kube mode")
     logging.getLogger("mitmproxy.addons.proxyserver").addFilter(_not_superseded)
+
+
+def _close_half_started(coroutine: Any) -> None:
+    """With a literal address asyncio has bound the socket by now, and cancelling alone would leave it listening."""
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None)
+        server = frame.f_locals.get("server") if frame is not None else None
+        if isinstance(server, asyncio.Server):
+            server.close()
+        coroutine = getattr(coroutine, "cr_await", None)
 
 
 def _not_superseded(record: logging.LogRecord) -> bool:

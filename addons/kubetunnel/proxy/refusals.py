@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from mitmproxy import http
 
-from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
 
 ERROR_HEADER = "X-Kube-Tunnel-Error"
 
@@ -49,6 +49,11 @@ def refusal(error: KubeTunnelError, request: http.Request) -> http.Response:
     if request.headers.get("content-type", "").startswith("application/grpc") and request.is_http2:
         return _grpc(error)
     return _problem(error, request)
+
+
+def own_failure(exception: Exception) -> KubeTunnelError:
+    """What to tell a client when the tunnel itself broke; the log has the rest."""
+    return UpstreamProtocol(f"The tunnel itself failed ({type(exception).__name__}); its log says more.")
 
 
 def _problem(error: KubeTunnelError, request: http.Request) -> http.Response:

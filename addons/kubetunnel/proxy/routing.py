@@ -90,7 +90,7 @@ class Router:
 
     async def parse(self, host: str) -> Name:
         """The name that this host is. Raises NotAServiceName; `api` alone needs the kubeconfig for its Namespace."""
-        name = parse_name(host, zones=self._zones, default_namespace="")
+        name = parse_name(host, zones=self._zones, default_namespace=self._settings.cluster.namespace or "")
         if name.namespace:
             return name
         session = await self._cluster.session()

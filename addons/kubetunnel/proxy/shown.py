@@ -17,6 +17,8 @@ class Shown:
         self._upstreams = upstreams
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
+        if not flow.live:
+            return  # read from a file: it shows already where it went
         self._show(flow)
         if flow.response and (reason := flow.response.headers.get(ERROR_HEADER)):
             flow.marked = ":no_entry:"

@@ -15,7 +15,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.modes import Socks5AuthData, Socks5AuthHook
 
 from kubetunnel.core.errors import KubeTunnelError
-from kubetunnel.proxy.destination import open_destination
+from kubetunnel.proxy.destination import open_asked_for
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
 from kubetunnel.proxy.http.failures import Failures
 from kubetunnel.proxy.raw.layer import Transports, show_refusal
@@ -178,7 +178,7 @@ class Socks5Layer(layer.Layer):
             return
         self._take(destination.size)
         self.context.server.address = destination.value
-        error = yield from open_destination(self.context, self.failures)
+        error = yield from open_asked_for(self.context, self.failures)
         if error is not None:
             yield from self._refuse(error)
             return

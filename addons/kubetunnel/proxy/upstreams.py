@@ -22,7 +22,10 @@ from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http
 from kubetunnel.proxy.http.reading import PausableReaders
 from kubetunnel.proxy.mode import KubeMode
+from kubetunnel.proxy.refusals import own_failure
 from kubetunnel.proxy.routing import Destination, Router, Upstream, error_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -61,7 +64,7 @@ class Upstreams:
 
     def connect_error(self, client: Client, address: tuple[str, int]) -> KubeTunnelError | None:
         """Why this client's last attempt to open an upstream to this address failed."""
-        return self._connect_errors.get(client, {}).pop(address, None)
+        return self._connect_errors.get(client, {}).get(address)
 
     def stream_error(self, connection: Connection) -> KubeTunnelError | None:
         """Why this upstream ended; None where it simply closed."""
@@ -94,7 +97,13 @@ class Upstreams:
         except asyncio.CancelledError:
             await _fail(handler, command, hook_data, "connection cancelled")
             raise
+        except Exception as e:
+            logger.exception("Opening %s:%d failed.", *address)
+            self._connect_errors.setdefault(handler.client, {})[address] = own_failure(e)
+            await _fail(handler, command, hook_data, str(e))
+            return
         self._opened[connection] = opened
+        self._connect_errors.get(handler.client, {}).pop(address, None)
         try:
             await _serve(handler, command, hook_data, opened.upstream, self.readers)
         finally:

@@ -64,6 +64,8 @@ class SimCluster:
         self._control = ControlPlane(self.store, identities, self._start_workload)
         self._rollouts = Rollouts(self.store, identities, self._control)
         self._authority = CertificateAuthority()
+        self._app_authority = CertificateAuthority("app-test-ca")
+        self._app_certificate = self._app_authority.server("echo", demo.CERTIFIED_NAMES)
         self._credentials = Credentials(self._authority)
         self._restarts: set[asyncio.Task[None]] = set()
         self.api = ApiServer(self.store, self._credentials, self._tls(), self._port_forward)
@@ -105,6 +107,11 @@ class SimCluster:
     def certificate_authority_pem(self) -> str:
         """The CA of the API server's certificate and of the users'."""
         return self._authority.certificate_pem
+
+    @property
+    def app_authority_pem(self) -> str:
+        """The CA of the certificates that pods show at their TLS ports."""
+        return self._app_authority.certificate_pem
 
     @property
     def requests(self) -> list[ApiRequest]:
@@ -284,7 +291,12 @@ class SimCluster:
     async def _start_workload(self, pod: SimPod) -> Workload:
         from kubetunnel.sim.workloads import Workload
 
-        workload = Workload(pod.name, version=pod.version, on_exit=lambda _: self._restart(pod))
+        workload = Workload(
+            pod.name,
+            version=pod.version,
+            certificate=self._app_certificate,
+            on_exit=lambda _: self._restart(pod),
+        )
         await workload.start()
         return workload
 

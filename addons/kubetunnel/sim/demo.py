@@ -79,6 +79,11 @@ SERVICES = (
     ServiceSpec("demo", "external", external_name="example.invalid"),
     ServiceSpec("other", "echo", (Port(80, "http", 8080),), {"app": "echo"}),
 )
+# of the pods' certificate
+CERTIFIED_NAMES = (
+    "localhost", "echo", "echo.demo", "echo.demo.svc", "echo.demo.svc.cluster.local", "*.echo-sts.demo",
+    "*.echo-sts.demo.svc.cluster.local", "127.0.0.1",
+)  # fmt: skip
 NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system", "demo", "other")
 
 

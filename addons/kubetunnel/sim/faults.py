@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -145,9 +146,10 @@ class Faults:
         """How many upgraded connections run."""
         return sum(1 for connection in self._upgraded if pod in (None, connection.pod))
 
-    def cut(self, pod: str | None = None) -> int:
-        """Cut the upgraded connections of a pod, or all. Returns how many there were."""
-        cut = [connection for connection in self._upgraded if pod in (None, connection.pod)]
+    def cut(self, pod: str | None = None, *, share: float = 1.0, rng: random.Random | None = None) -> int:
+        """Cut the upgraded connections of a pod, or all: each with the probability `share`. Returns how many it cut."""
+        draw = (rng or random.Random()).random  # noqa: S311 - faults, no secret
+        cut = [connection for connection in self._upgraded if pod in (None, connection.pod) and draw() < share]
         for connection in cut:
             connection.transport.abort()
         logger.info("faults: cut %s upgraded connections of %s", len(cut), pod or "all pods")

@@ -37,9 +37,11 @@ class Listener:
 
     async def start(self) -> tuple[str, int]:
         """Listen. Returns the address; raises OSError where there is none to be had."""
+        # not serving at once: start_server cancelled in its last step would leave a socket that nobody knows
         self._server = await asyncio.start_server(
-            self._accept, self._host, 0, limit=BUFFER_BYTES, ssl=self._ssl_context, backlog=1024
+            self._accept, self._host, 0, limit=BUFFER_BYTES, ssl=self._ssl_context, backlog=1024, start_serving=False
         )
+        await self._server.start_serving()
         host, port = self._server.sockets[0].getsockname()[:2]
         return str(host), int(port)
 

@@ -7,6 +7,7 @@ runtime's side of a port-forward (runtime.py) dials it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import ssl
 from collections.abc import Callable
@@ -71,6 +72,17 @@ class Workload:
         except BaseException:
             await self.aclose()
             raise
+
+    async def listen(self, port: int, serve: Serve, ssl_context: ssl.SSLContext | None = None) -> None:
+        """Start one more program, at a port that nothing listens on; it ends with the others. Raises OSError."""
+        if port in self._listeners:
+            raise OSError(errno.EADDRINUSE, f"port {port} of pod {self.pod_name} is taken")
+        self._listeners[port] = listener = Listener(serve, ssl_context=ssl_context)
+        self._addresses[port] = await listener.start()
+
+    def map_port(self, port: int, address: tuple[str, int]) -> None:
+        """Let a port of the pod be a program that others run, a real database for one, at this loopback address."""
+        self._addresses[port] = address
 
     def listen_address(self, port: int) -> tuple[str, int] | None:
         """Where a port of the pod is: an address that 127.0.0.1 or ::1 of the pod stands for. None: nothing listens."""

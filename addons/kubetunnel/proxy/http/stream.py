@@ -22,7 +22,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
 
 from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol
-from kubetunnel.proxy.destination import open_destination
+from kubetunnel.proxy.destination import open_asked_for
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
 from kubetunnel.proxy.http.events import AwaitResponse, DeadlinePassed, InformationalResponse, UpstreamFailed
 from kubetunnel.proxy.http.failures import Failures, error_of_failure, may_repeat
@@ -79,7 +79,7 @@ class KubeHttpStream(RequestHalf):
             yield from super().flow_done()
 
     def handle_connect_regular(self) -> layer.CommandGenerator[None]:
-        error = yield from open_destination(self.context, self.failures)
+        error = yield from open_asked_for(self.context, self.failures)
         if error is not None:
             self.flow.response = refusal(error, self.flow.request)
             self.flow.error = flow.Error(str(error))
