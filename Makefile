@@ -1,6 +1,6 @@
 # make run, make test: each does all the set-up that it needs, says what it does, and then its job.
 .DELETE_ON_ERROR:
-.PHONY: run test check test-cluster fmt clean help
+.PHONY: run test check test-cluster bench fmt clean help
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -23,6 +23,10 @@ check: $(READY) ## linters, types, import floors
 
 test-cluster: $(READY) ## the contract suite against the cluster of $KUBECONFIG
 	$(BIN)/pytest -m cluster $(ARGS)
+
+bench: $(READY) ## the benchmarks, a minute or so (bench/README.md)
+	@$(BIN)/python -m bench.http2_to_http1
+	@$(BIN)/python -m bench.raw_relay
 
 fmt: $(READY) ## formats the code
 	$(BIN)/ruff check --fix .

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from mitmproxy import ctx, exceptions
 
 from kubetunnel.core.errors import KubeTunnelError
-from kubetunnel.core.names import zone_is_valid
-from kubetunnel.core.settings import ClusterSettings, HttpSettings, RetrySettings, Settings
+from kubetunnel.core.settings import Settings
 from kubetunnel.demo import Demo
+from kubetunnel.options import PREFIX, add_options, settings_of, take_mistakes
 from kubetunnel.proxy.clusters import Cluster
 from kubetunnel.proxy.gate import Gate
 from kubetunnel.proxy.greeting import commands_to_try
@@ -22,7 +21,6 @@ from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.shown import Shown
 from kubetunnel.proxy.upstreams import Upstreams
-from kubetunnel.service_specs import parse_services
 
 logger = logging.getLogger(__name__)
 
@@ -46,60 +44,24 @@ class KubeTunnel:
         self._ending: asyncio.Task[None] | None = None
 
     def load(self, loader: Any) -> None:
-        default = Settings()
-        loader.add_option("kube_kubeconfig", str, "", "Path of the kubeconfig; empty: as kubectl finds it.")
-        loader.add_option("kube_context", str, "", "Context of the kubeconfig; empty: its current-context.")
-        loader.add_option("kube_namespace", str, "", "Namespace of short names; empty: that of the context.")
-        loader.add_option("kube_zone", str, default.cluster.zone, "The cluster's DNS zone.")
-        loader.add_option("kube_demo", bool, False, "Use a simulated cluster, started as a child process.")
-        loader.add_option("kube_retry_max", int, default.retry.max, "Further tries of an upstream that did not open.")
-        loader.add_option("kube_force_http2", bool, False, "Speak HTTP/2 to every pod.")
-        loader.add_option("kube_disable_fallback", bool, False, "HTTP/2 requests go to pods as HTTP/2 or not at all.")
-        loader.add_option(
-            "kube_response_header_timeout", int, 30, "Seconds from the end of a request to the head of its response."
-        )
-        loader.add_option("kube_grpc_timeout", int, 30, "Seconds of a gRPC call that brings no grpc-timeout.")
-        loader.add_option(
-            "kube_services",
-            Sequence[str],
-            [],
-            "What you know of a Service: NAME.NAMESPACE[:PORT] app_protocol=… passthrough=true ca_file=… "
-            "client_certificate=….",
-        )
+        add_options(loader)
+        for mistake in take_mistakes(ctx.options):
+            logger.error("%s", mistake)  # at the start an error ends the program
 
     def configure(self, updated: set[str]) -> None:
-        if not any(option.startswith("kube_") for option in updated):
+        if not any(option.startswith(PREFIX) for option in updated):
             return
         options = ctx.options
-        if not zone_is_valid(options.kube_zone):
-            raise exceptions.OptionsError(f"kube_zone: {options.kube_zone!r} is not a DNS zone, such as cluster.local")
-        for option in ("kube_retry_max", "kube_response_header_timeout", "kube_grpc_timeout"):
-            if getattr(options, option) < (0 if option == "kube_retry_max" else 1):
-                raise exceptions.OptionsError(f"{option}: {getattr(options, option)} is too small")
-        cluster = ClusterSettings(
-            kubeconfig=options.kube_kubeconfig or None,
-            context=options.kube_context or None,
-            namespace=options.kube_namespace or None,
-            zone=options.kube_zone,
-        )
         try:
-            services = parse_services(options.kube_services)
-        except ValueError as e:
-            raise exceptions.OptionsError(str(e)) from e
-        self.settings = Settings(
-            cluster=cluster,
-            retry=RetrySettings(max=options.kube_retry_max),
-            http=HttpSettings(
-                force_http2=options.kube_force_http2,
-                disable_fallback=options.kube_disable_fallback,
-                response_header_timeout_s=options.kube_response_header_timeout,
-                grpc_timeout_s=options.kube_grpc_timeout,
-            ),
-            services=services,
-        )
+            self.settings = settings_of(options)
+        except exceptions.OptionsError as e:
+            if self._greeting is not None:
+                raise  # while running: mitmproxy takes the change back and tells who made it
+            logger.error("%s", e)  # noqa: TRY400
+            return
         if options.kube_demo and self.demo is None:
             self.demo = Demo()
-        self.cluster.configure(cluster, self.demo if options.kube_demo else None)
+        self.cluster.configure(self.settings.cluster, self.demo if options.kube_demo else None)
         self.router.configure(self.settings)
 
     def running(self) -> None:

@@ -44,6 +44,7 @@ class Demo:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "kubetunnel.sim", "--with-parent", "--kubeconfig", str(self._kubeconfig),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is for us, who end it after our own connections
         )  # fmt: skip
         ready = b""
         with contextlib.suppress(TimeoutError):

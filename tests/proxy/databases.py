@@ -1,4 +1,4 @@
-"""A real Redis and a real PostgreSQL as temporary instances on loopback, and a port for their clients, which know no proxy."""
+"""A real Redis, a real PostgreSQL, as temporary instances on loopback; ports for their clients, which have no SOCKS."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from kubetunnel.sim.certs import CertificateAuthority
 from tests.proxy.loopback import connect, listener, socks5
@@ -55,11 +56,11 @@ def postgres_server(authority: CertificateAuthority, host: str) -> Iterator[int]
     port = free_port()
     owner = unprivileged_user()
     # not pytest's tmp_path, which nobody but its owner may enter
-    with tempfile.TemporaryDirectory(prefix="kube-tunnel-postgres-") as name:
-        directory = Path(name)
+    with tempfile.TemporaryDirectory(prefix="kube-tunnel-postgres-") as temporary:
+        directory = Path(temporary)
         pair = authority.server("postgres", (host,))
-        for file, content in (("server.crt", pair.certificate_pem), ("server.key", pair.key_pem)):
-            path = directory / file
+        for name, content in (("server.crt", pair.certificate_pem), ("server.key", pair.key_pem)):
+            path = directory / name
             path.touch(mode=0o600)
             path.write_text(content)
             if owner:
@@ -68,17 +69,18 @@ def postgres_server(authority: CertificateAuthority, host: str) -> Iterator[int]
             shutil.chown(directory, owner)
         data = directory / "data"
         initdb = [
-            postgres_program("initdb"), "--pgdata", data, "--username=kube", "--auth=trust", "--no-sync", "--locale=C",
+            str(postgres_program("initdb")), "--pgdata", str(data), "--username=kube", "--auth=trust", "--no-sync", "--locale=C",
             "--encoding=UTF8",
         ]  # fmt: skip
         made = subprocess.run(initdb, capture_output=True, text=True, timeout=60, cwd=directory, **as_user(owner))
         assert made.returncode == 0, made.stderr
         settings = {
-            "port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off",
-            "ssl": "on", "ssl_cert_file": str(directory / "server.crt"), "ssl_key_file": str(directory / "server.key"),
+            "port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off",
+            "ssl": "on", "ssl_cert_file": directory / "server.crt", "ssl_key_file": directory / "server.key",
         }  # fmt: skip
-        options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        command = [str(postgres_program("postgres")), "-D", str(data), *options]
+        with (data / "postgresql.conf").open("a") as file:  # not the command line, which ALTER SYSTEM has no power over
+            file.writelines(f"{key} = '{value}'\n" for key, value in settings.items())
+        command = [str(postgres_program("postgres")), "-D", str(data)]
         with running(command, "ready to accept connections", directory, owner):
             yield port
 
@@ -91,7 +93,7 @@ def unprivileged_user() -> str | None:
     return "postgres" if "postgres" in names else "nobody"
 
 
-def as_user(owner: str | None) -> dict[str, object]:
+def as_user(owner: str | None) -> dict[str, Any]:
     return {"user": owner, "group": pwd.getpwnam(owner).pw_gid, "extra_groups": []} if owner else {}
 
 
@@ -118,7 +120,7 @@ def running(command: list[str], ready: str, directory: Path, owner: str | None =
 
 
 def relay(dial: Callable[[], socket.socket]) -> contextlib.AbstractContextManager[int]:
-    """The port of a listener that passes each connection on to one that `dial` opens, half-closes too."""
+    """The port of a listener that passes each connection on to one that `dial` opens; one end is that of both."""
 
     def serve(client: socket.socket) -> None:
         with dial() as upstream:
@@ -134,8 +136,9 @@ def copy(source: socket.socket, sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 18):
             sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 def http_connect(proxy_port: int, host: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Real databases and their own clients, by a Service's name through SOCKS5 and CONNECT: what is sent is what arrives."""
+"""Real databases and their own clients, by a Service's name through SOCKS5 and CONNECT."""
 
 from __future__ import annotations
 
@@ -123,14 +123,19 @@ def test_a_redis_value_of_1_mib_comes_back_whole(redis_cli: list[str]) -> None:
 
 @needs_redis
 def test_what_redis_pushes_arrives(redis_cli: list[str]) -> None:
-    subscribe = [*redis_cli, "SUBSCRIBE", "news"]
+    channel = f"news-{redis_cli[-1]}"
+    subscribe = [*redis_cli, "SUBSCRIBE", channel]
     with subprocess.Popen(subscribe, stdout=subprocess.PIPE, env=without_proxies()) as subscriber:
         assert subscriber.stdout is not None
         try:
-            assert [subscriber.stdout.readline() for _ in range(3)] == [b"subscribe\n", b"news\n", b"1\n"]
+            assert [subscriber.stdout.readline() for _ in range(3)] == [b"subscribe\n", f"{channel}\n".encode(), b"1\n"]
             for text in (b"first", b"second"):
-                assert run(*redis_cli, "PUBLISH", "news", text.decode()) == b"1\n"
-                assert [subscriber.stdout.readline() for _ in range(3)] == [b"message\n", b"news\n", text + b"\n"]
+                assert run(*redis_cli, "PUBLISH", channel, text.decode()) == b"1\n"
+                assert [subscriber.stdout.readline() for _ in range(3)] == [
+                    b"message\n",
+                    f"{channel}\n".encode(),
+                    text + b"\n",
+                ]
         finally:
             subscriber.terminate()
 
@@ -141,14 +146,6 @@ def test_redis_commands_that_look_like_http_are_none(tunnel: Tunnel, redis: None
     with socks5(tunnel.port, REDIS_HOST, REDIS_PORT) as connection:
         connection.sendall(b"GET nothing-of-that-name\r\n")
         assert received(connection, 5) == b"$-1\r\n"
-
-
-@needs_redis
-def test_redis_is_shown_as_a_connection_with_its_pod(tunnel: Tunnel, redis: None) -> None:
-    with socks5(tunnel.port, REDIS_HOST, REDIS_PORT) as connection:
-        connection.sendall(b"PING\r\n")
-        assert received(connection, 7) == b"+PONG\r\n"
-    tunnel.wait_for(rf"<- tcp <- {REDIS_HOST}:{REDIS_PORT}")
 
 
 # PostgreSQL
@@ -243,7 +240,7 @@ def test_a_query_can_be_cancelled(postgres_port: int) -> None:
     sleeping = psql_command(postgres_port, "SELECT pg_sleep(60)")
     with subprocess.Popen(sleeping, stderr=subprocess.PIPE, env=without_proxies()) as client:
         try:
-            _await_query(postgres_port, "SELECT pg_sleep(60)")
+            _await_sleep(postgres_port)
             client.send_signal(signal.SIGINT)
             _, said = client.communicate(timeout=20)
         finally:
@@ -252,8 +249,7 @@ def test_a_query_can_be_cancelled(postgres_port: int) -> None:
     assert b"canceling statement due to user request" in said
 
 
-def _await_query(port: int, query: str) -> None:
+def _await_sleep(port: int) -> None:
     deadline = time.monotonic() + 20
-    count = f"SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = '{query}'"
-    while psql(port, count) != b"1\n":
+    while psql(port, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") != b"1\n":
         assert time.monotonic() < deadline, "the query did not begin"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,11 +210,11 @@ def test_raw_tcp_is_not_replayed_and_ends(tunnel: Tunnel) -> None:
 
 async def test_each_answer_is_given_once_and_by_the_body(start_tunnel: Callable[..., Any]) -> None:
     tunnel = await start_tunnel(None, env=NO_CLUSTER, options=replay_of("http1"))
-    path, post = "/orders/1?full=yes", ("-X", "POST", "--data-binary")
+    post = partial(tunnel.get, ECHO, "/orders/1?full=yes", "-X", "POST", "--data-binary")
     for sent in ("two", "one"):
-        answer = await asyncio.to_thread(tunnel.get, ECHO, path, *post, sent)
+        answer = await asyncio.to_thread(post, sent)
         assert answer.json["body"] == sent
-    again = await asyncio.to_thread(tunnel.get, ECHO, path, *post, "one", "-H", "Transfer-Encoding: chunked")
+    again = await asyncio.to_thread(post, "one", "-H", "Transfer-Encoding: chunked")
     assert again.reason == "ClusterUnreachable"
 
 

@@ -180,6 +180,8 @@ class ClusterAccess:
             raise self._unreachable(f"no TLS with it, {error.reason or error}") from error
         except OSError as error:
             raise self._unreachable(_os_reason(error)) from error
+        except ValueError as error:  # UnicodeError too: an address that the resolver or TLS cannot take
+            raise self._unreachable(f"its address cannot be used, {error}") from error
 
     async def aclose(self) -> None:
         """End credential plugins that are still running."""

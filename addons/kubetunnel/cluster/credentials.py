@@ -50,6 +50,8 @@ def _read_token(path: Path) -> str:
         raise Unauthenticated(f"The token file {path} is no text.") from error
     if not token:
         raise Unauthenticated(f"The token file {path} is empty.")
+    if not token.isprintable():
+        raise Unauthenticated(f"The token file {path} has a control character in its token.")
     return token
 
 
@@ -156,6 +158,10 @@ class IssuedCredentials:
         except KubeTunnelError as error:
             self._failure, self._failed_at, self._failure_told = error, clock(), False
             logger.warning("No credentials for context %s: %s", self._config.context, error)
+        except Exception:  # supervision point: a fault of ours must not leave the waiters with "still at work" for ever
+            logger.exception("%s of context %s failed unexpectedly", self._what(), self._config.context)
+            unexpected = Unauthenticated(f"{self._what()} failed in the tunnel itself; see its log.")
+            self._failure, self._failed_at, self._failure_told = unexpected, clock(), False
         finally:
             self._run = None
 

@@ -7,7 +7,6 @@ directory of the file that holds it; `X-data` is base64 and wins over the file n
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +44,15 @@ class Entry:
             return ""
         if not isinstance(found, str):
             raise self.wrong(key, f"must be a string, and is of type {type(found).__name__}")
+        if "\0" in found:
+            raise self.wrong(key, "has a NUL character in it")  # no file name, argument or header can carry it
+        return found
+
+    def header(self, key: str) -> str:
+        """The string at `key`, fit for a header, without the line end that a YAML block scalar leaves."""
+        found = self.text(key).strip()
+        if not found.isprintable():
+            raise self.wrong(key, "has a control character in it, which no HTTP header can carry")
         return found
 
     def flag(self, key: str) -> bool:
@@ -60,7 +68,7 @@ class Entry:
         found = self.value.get(key)
         if found is None:
             return ()
-        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        if not isinstance(found, list) or not all(isinstance(item, str) and "\0" not in item for item in found):
             raise self.wrong(key, "must be a list of strings")
         return tuple(found)
 
@@ -99,8 +107,9 @@ class Entry:
         if encoded := self.text(f"{key}-data"):
             try:
                 return Pem(base64.b64decode("".join(encoded.split()), validate=True), self.at(f"{key}-data"))
-            except binascii.Error as error:
-                raise self.wrong(f"{key}-data", "is not base64") from error
+            except ValueError:
+                # not `from`: what is text beyond ASCII is quoted by the error's own arguments
+                raise self.wrong(f"{key}-data", "is not base64") from None
         path = self.path(key)
         if path is None:
             return None

@@ -131,10 +131,12 @@ def _read_credential(plugin: ExecPlugin, output: bytes) -> Credential:
         )
     if not status.token and not status.client_certificate_data:
         raise Unauthenticated(f"The credential plugin {plugin.name} gave neither a token nor a client certificate.")
+    if not status.token.strip().isprintable():
+        raise Unauthenticated(f"The credential plugin {plugin.name} gave a token with a control character in it.")
     origin = f"the credential plugin {plugin.name}"
     expires = status.expiration_timestamp
     return Credential(
-        authorization=f"Bearer {status.token}" if status.token else "",
+        authorization=f"Bearer {status.token.strip()}" if status.token else "",
         certificate=Pem(status.client_certificate_data.encode(), origin) if status.client_certificate_data else None,
         key=Pem(status.client_key_data.encode(), origin) if status.client_key_data else None,
         expires=expires.replace(tzinfo=UTC) if expires and expires.tzinfo is None else expires,

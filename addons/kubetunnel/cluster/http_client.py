@@ -17,12 +17,13 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from kubetunnel.cluster.access import CLOSE_TIMEOUT_S, ClusterAccess
-from kubetunnel.cluster.answers import Answer, retry_after_s
+from kubetunnel.cluster.answers import Answer, NotKubernetesError, retry_after_s
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
 BODY_TIMEOUT_S = 30.0  # 500 large objects over a thin line
+MAX_ANSWER_BYTES = 64 << 20  # a page is 500 objects, mostly of a few KiB; etcd holds 1.5 MiB each at most
 
 _JSON = {"Accept": "application/json", "User-Agent": "kube-tunnel"}
 
@@ -117,13 +118,21 @@ class HttpClient:
             raise self._timeout(self._answer_timeout_s) from error
         except (aiohttp.ClientError, ssl.SSLError) as error:
             raise self._cut(error) from error
+        except ValueError:  # of a header; not `from`, since the error may hold what it is about
+            raise ClusterUnreachable(
+                f"The API server {self._access.server} of context {self._access.context} cannot be asked: its address "
+                "or our credentials have characters that no HTTP request can carry."
+            ) from None
 
     async def read(self, response: aiohttp.ClientResponse) -> Answer:
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S), response:
-                return Answer(
-                    response.status, await response.read(), retry_after_s(response.headers.get("Retry-After"))
-                )
+                body = bytearray()
+                while chunk := await response.content.readany():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise self._endless()
+                return Answer(response.status, bytes(body), retry_after_s(response.headers.get("Retry-After")))
         except TimeoutError as error:
             raise self._timeout(BODY_TIMEOUT_S) from error
         except (aiohttp.ClientError, ssl.SSLError) as error:
@@ -163,6 +172,13 @@ class HttpClient:
     def _timeout(self, after_s: float) -> Timeout:
         return Timeout(
             f"The API server {self._access.server} of context {self._access.context} said nothing for {after_s:g} s.",
+            command=self._access.kubectl("cluster-info"),
+        )
+
+    def _endless(self) -> NotKubernetesError:
+        return NotKubernetesError(
+            f"An answer of the API server {self._access.server} of context {self._access.context} has more than "
+            f"{MAX_ANSWER_BYTES >> 20} MiB.",
             command=self._access.kubectl("cluster-info"),
         )
 

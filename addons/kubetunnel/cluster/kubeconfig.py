@@ -23,6 +23,8 @@ from kubetunnel.core.errors import KubeconfigError
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # rest.InClusterConfig
 IN_CLUSTER = "in-cluster"
 
+PROXY_SCHEMES = ("http", "socks5", "socks5h", "socks4")  # what `proxied.py` speaks
+
 _LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it was built in: ten times faster
 
 
@@ -191,13 +193,6 @@ def _named_files(cluster: Entry, user: Entry | None) -> tuple[Path, ...]:
 
 
 def _read_cluster(entry: Entry) -> Cluster:
-    server = entry.text("server").rstrip("/")
-    if not server:
-        raise entry.wrong("server", "is missing")
-    if not server.startswith(("https://", "http://")):
-        raise entry.wrong("server", f"is {server!r}, and must begin with https:// or http://")
-    if not _is_address(server):
-        raise entry.wrong("server", f"is {server!r}, which is no https://host:port")
     insecure = entry.flag("insecure-skip-tls-verify")
     ca = entry.pem("certificate-authority")
     if insecure and ca is not None:
@@ -205,21 +200,59 @@ def _read_cluster(entry: Entry) -> Cluster:
     extension = next(
         (e for e in entry.entries("extensions") if e.text("name") == "client.authentication.k8s.io/exec"), None
     )
+    tls_server_name = entry.text("tls-server-name").strip()
+    if tls_server_name and not _is_host(tls_server_name):
+        raise entry.wrong("tls-server-name", f"is {tls_server_name!r}, which is no host name")
     return Cluster(
-        server=server,
+        server=_read_server(entry),
         ca=ca,
         insecure=insecure,
-        tls_server_name=entry.text("tls-server-name"),
-        proxy_url=entry.text("proxy-url"),
+        tls_server_name=tls_server_name,
+        proxy_url=_read_proxy_url(entry),
         exec_config=extension.value.get("extension") if extension else None,
     )
 
 
-def _is_address(server: str) -> bool:
+def _read_server(entry: Entry) -> str:
+    server = entry.text("server").strip().rstrip("/")
+    if not server:
+        raise entry.wrong("server", "is missing")
+    if "@" in server:  # before anything that shows it
+        raise entry.wrong(
+            "server", "must hold no user and password, nor any other @: the credentials belong into the user's entry"
+        )
+    if not server.startswith(("https://", "http://")):
+        raise entry.wrong("server", f"is {server!r}, and must begin with https:// or http://")
+    if not _is_address(server) or not urlsplit(server).path.isascii() or set(server) & set("?#"):
+        raise entry.wrong("server", f"is {server!r}, which is no https://host:port")
+    return server
+
+
+def _read_proxy_url(entry: Entry) -> str:
+    url = entry.text("proxy-url").strip()
+    scheme = url.partition("://")[0]
+    if url and (scheme not in PROXY_SCHEMES or not _is_address(url) or urlsplit(url).port is None):
+        # not shown: it may hold a password
+        schemes = ", ".join(PROXY_SCHEMES)
+        raise entry.wrong("proxy-url", f"is no SCHEME://[user:password@]host:port with a SCHEME of {schemes}")
+    return url
+
+
+def _is_address(address: str) -> bool:
+    if not address.isprintable() or " " in address:  # urlsplit leaves out line ends
+        return False
     try:
-        url = urlsplit(server)
-        return bool(url.hostname) and url.port != 0  # reading `port` checks it
+        url = urlsplit(address)
+        return _is_host(url.hostname or "") and url.port != 0  # reading `port` checks it
     except ValueError:
+        return False
+
+
+def _is_host(name: str) -> bool:
+    """Whether the resolver and TLS can take it: both encode it so, and raise where a label is empty or too long."""
+    try:
+        return bool(name.encode("idna")) and name.isprintable()
+    except UnicodeError:
         return False
 
 

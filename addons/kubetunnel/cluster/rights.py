@@ -11,6 +11,7 @@ from collections.abc import Callable
 from kubetunnel.cluster.resource import Resource
 
 RIGHTS_MEMORY_S = 300.0  # after which a fall-back tries for the better way again
+MEMORY_ENTRIES = 1024  # a handful a Namespace in use; forgetting one costs a refused request more
 
 
 class Rights:
@@ -23,7 +24,10 @@ class Rights:
 
     def refuse(self, namespace: str, resource: Resource, verb: str) -> None:
         """`verb` was refused; namespace "" means that the server has no such resource at all."""
+        self._until.pop((namespace, resource, verb), None)  # to the end: the oldest stands first
         self._until[namespace, resource, verb] = self._clock() + self.memory_s
+        if len(self._until) > MEMORY_ENTRIES:
+            del self._until[next(iter(self._until))]
 
     def allows(self, namespace: str, resource: Resource, verb: str) -> bool:
         """Whether nothing is remembered that speaks against it."""

@@ -82,7 +82,7 @@ def read_user(name: str, entry: Entry | None) -> User:
     username = entry.text("username")
     return User(
         name=name,
-        token=entry.text("token"),
+        token=entry.header("token"),
         token_file=entry.path("tokenFile"),
         basic=(username, entry.text("password")) if username else None,
         certificate=certificate,
@@ -109,13 +109,20 @@ def _read_exec(entry: Entry) -> ExecPlugin:
     return ExecPlugin(
         command=command,
         args=entry.texts("args"),
-        env=tuple((item.text("name"), item.text("value")) for item in entry.entries("env")),
+        env=tuple(_read_variable(item) for item in entry.entries("env")),
         api_version=api_version,
         install_hint=entry.text("installHint").strip(),
         provide_cluster_info=entry.flag("provideClusterInfo"),
         needs_terminal=mode == "Always",
         at=f"{entry.file}: {entry.key}",
     )
+
+
+def _read_variable(entry: Entry) -> tuple[str, str]:
+    name = entry.text("name")
+    if not name or "=" in name:
+        raise entry.wrong("name", f"is {name!r}, which is no environment variable's name")
+    return name, entry.text("value")
 
 
 def _read_auth_provider(name: str, entry: Entry) -> OidcProvider:
@@ -131,8 +138,8 @@ def _read_auth_provider(name: str, entry: Entry) -> OidcProvider:
         issuer=config.text("idp-issuer-url").rstrip("/"),
         client_id=config.text("client-id"),
         client_secret=config.text("client-secret"),
-        id_token=config.text("id-token"),
-        refresh_token=config.text("refresh-token"),
+        id_token=config.header("id-token"),
+        refresh_token=config.text("refresh-token").strip(),
         ca=config.pem("idp-certificate-authority"),
         file=entry.file,
         user=name,
@@ -140,14 +147,16 @@ def _read_auth_provider(name: str, entry: Entry) -> OidcProvider:
 
 
 def _read_impersonation(entry: Entry) -> tuple[tuple[str, str], ...]:
-    headers = [("Impersonate-User", entry.text("as"))] if entry.text("as") else []
+    headers = [("Impersonate-User", entry.header("as"))] if entry.header("as") else []
     headers += [("Impersonate-Group", group) for group in entry.texts("as-groups")]
-    if uid := entry.text("as-uid"):
+    if uid := entry.header("as-uid"):
         headers.append(("Impersonate-Uid", uid))
     extra = entry.entry("as-user-extra")
     for key in extra.value:
         # the key travels in a header's name: what may not stand there is percent-encoded (user impersonation page)
         headers += [(f"Impersonate-Extra-{quote(key, safe='')}", value) for value in extra.texts(key)]
-    if headers and not entry.text("as"):
+    if headers and not entry.header("as"):
         raise entry.wrong("as", "is missing: groups, uid and extra can be impersonated only with a user")
+    if not all(value.isprintable() for _, value in headers):
+        raise entry.wrong("as-groups or as-user-extra", "has a control character in it, which no HTTP header can carry")
     return tuple(headers)

@@ -6,6 +6,7 @@
     ├── NamespaceNotFound     no such Namespace
     ├── PortNotExposed        the Service has no such port
     ├── NoReadyEndpoints      the Service has no endpoint that is ready
+    │   └── PodGone           the one that was chosen is there no more
     ├── NotForwardable        ExternalName, or an endpoint without a Pod
     ├── Forbidden             a missing right (verb and resource are named)
     ├── Unauthenticated       credentials expired, refused or missing
@@ -78,6 +79,10 @@ class NoReadyEndpoints(KubeTunnelError):
     """No endpoint of the Service is ready; the detail says how many are not."""
 
     title = "No endpoint is ready"
+
+
+class PodGone(NoReadyEndpoints):
+    """The endpoint's pod is there no more: what was known of the Service is old, and another endpoint may do."""
 
 
 class NotForwardable(KubeTunnelError):

@@ -97,7 +97,9 @@ class Gate:
             retry_max=settings.retry.max,
         )
         mode = mode or (HTTPMode.transparent if context.server.address else HTTPMode.regular)
-        return KubeHttpLayer(context, mode, self._upstreams, HttpPolicy(exchange), self._upstreams.readers)
+        return KubeHttpLayer(
+            context, mode, self._upstreams, HttpPolicy(exchange), self._upstreams.readers, self._relays.reset
+        )
 
     async def _settle_http2(self, context: Context) -> None:
         """HTTP/2 with prior knowledge; also to the pod, where CONNECT or SOCKS5 opened it before this was known."""

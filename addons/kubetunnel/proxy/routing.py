@@ -7,22 +7,24 @@ import itertools
 import logging
 import random
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import ServiceState
 from kubetunnel.core.endpoints import Target, choose_target, targets
-from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, NotAServiceName, Timeout, UpstreamReset
+from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, PodGone, UpstreamReset
 from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, SrvName, parse_name
 from kubetunnel.core.ports import PortRequest, choose_port
 from kubetunnel.core.settings import ServiceSettings, Settings
 from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
+from kubetunnel.forward.pool import PortForwards
 from kubetunnel.proxy.clusters import Cluster, Session
 from kubetunnel.proxy.http2_probe import speaks_http2
 
 logger = logging.getLogger(__name__)
 
 # concerns this endpoint alone: another one may do better
-_ENDPOINT_FAILED = (ConnectionRefused, UpstreamReset, Timeout)
+_ENDPOINT_FAILED = (PodGone, UpstreamReset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Destination:
     port: int
     session: Session
     targets: tuple[Target, ...]
+    request: PortRequest
     sticky: bool = False  # Service.spec.sessionAffinity is ClientIP
     spoken: Spoken = Spoken(tls=False)  # noqa: RUF009 - frozen
     settings: ServiceSettings = field(default_factory=lambda: ServiceSettings("*"))
@@ -96,25 +99,41 @@ class Router:
         session = await self._cluster.session()
         return parse_name(host, zones=self._zones, default_namespace=session.access.namespace)
 
-    async def find(self, name: Name, request: PortRequest) -> Destination:
-        """Looks the name up. Raises what the contract's section 5 lists."""
+    async def find(self, name: Name, request: PortRequest, *, fresh: bool = False) -> Destination:
+        """Looks the name up, `fresh` at the API server in any case. Raises what the contract's section 5 lists."""
         session = await self._cluster.session()
+        try:
+            return await self._find(session, name, request, fresh=fresh)
+        except KubeTunnelError as e:
+            plain, ours = "kubectl", session.access.kubectl()
+            if e.command and e.command.startswith(plain) and not e.command.startswith(ours):
+                e.command = ours + e.command.removeprefix(plain)  # what is decided in the core knows of no context
+            raise
+
+    async def _find(self, session: Session, name: Name, request: PortRequest, *, fresh: bool) -> Destination:
         match name:
             case ServiceName():
-                return await self._find_service(session, name, name, request)
+                return await self._find_service(session, name, name, request, fresh=fresh)
             case PodName(hostname=hostname, service=service):
-                return await self._find_service(session, name, service, request, hostname)
+                return await self._find_service(session, name, service, request, hostname, fresh=fresh)
             case PodAddressName(address=address, namespace=namespace):
                 endpoint = await session.discovery.pod(namespace, str(address))
                 target = Target.of_pod(namespace, endpoint, request.number)
-                return Destination(name, request.number, session, (target,))
+                return Destination(name, request.number, session, (target,), request)
             case SrvName():
                 raise NotAServiceName(f"{name} is a name for SRV look-ups in DNS. Ask for {name.service} instead.")
 
     async def _find_service(
-        self, session: Session, name: Name, service: ServiceName, request: PortRequest, hostname: str | None = None
+        self,
+        session: Session,
+        name: Name,
+        service: ServiceName,
+        request: PortRequest,
+        hostname: str | None = None,
+        *,
+        fresh: bool,
     ) -> Destination:
-        state: ServiceState = await session.discovery.service(service.namespace, service.service)
+        state: ServiceState = await session.discovery.service(service.namespace, service.service, fresh=fresh)
         choice = choose_port(state.service, request, hostname=hostname)
         if choice.fallback:
             logger.info("%s: %s.", service, choice.fallback)
@@ -122,9 +141,7 @@ class Router:
         settings = self._settings.of_service(service.service, service.namespace, port.port)
         spoken = spoken_at(replace(port, app_protocol=settings.app_protocol) if settings.app_protocol else port)
         sticky = state.service.session_affinity == "ClientIP"
-        return Destination(
-            name, port.port, session, targets(state, port, hostname), sticky, spoken=spoken, settings=settings
-        )
+        return Destination(name, port.port, session, targets(state, port, hostname), request, sticky, spoken, settings)
 
     def negotiable_http_version(self, destination: Destination, *, client_http2: bool) -> Http:
         """What to speak to the pod; NEGOTIATED where ALPN has to tell, or in clear `http_version`."""
@@ -155,15 +172,13 @@ class Router:
 
     async def open(self, destination: Destination, client: str | None = None) -> Upstream:
         """Opens a stream to the endpoint with the fewest, to another where that fails, as often as `retry.max` says."""
-        forwards = destination.session.forwards
         left = destination.targets
         client = client if destination.sticky else None
         retry = self._settings.retry
         delays_s = Backoff(retry.delay_s, cap_s=10 * retry.delay_s, retries=retry.max).delays_s(self._rng)
         for retries in itertools.count():
-            target = choose_target(
-                left, lambda t: forwards.open_streams(t.pod_port.namespace, t.pod_port.pod), self._rng, client
-            )
+            forwards = destination.session.forwards
+            target = choose_target(left, partial(_open_streams, forwards), self._rng, client)
             try:
                 reader, writer = await forwards.open_connection(target.pod_port)
             except _ENDPOINT_FAILED as e:
@@ -171,8 +186,12 @@ class Router:
                 if delay_s is None:
                     raise
                 logger.info("%s: %s Trying again.", target.pod_port, e)
-                left = tuple(t for t in left if t is not target) or destination.targets
                 await asyncio.sleep(delay_s)
+                left = tuple(t for t in left if t is not target)
+                if isinstance(e, PodGone) or not left:
+                    # what is remembered may be old, where the watch that would tell is broken as well
+                    destination = await self.find(destination.name, destination.request, fresh=True)
+                    left = destination.targets
             else:
                 return Upstream(target, reader, writer, retries)
         raise AssertionError("unreachable")
@@ -180,6 +199,10 @@ class Router:
     @property
     def _zones(self) -> tuple[str, ...]:
         return (self._settings.cluster.zone,)
+
+
+def _open_streams(forwards: PortForwards, target: Target) -> int:
+    return forwards.open_streams(target.pod_port.namespace, target.pod_port.pod)
 
 
 def error_of(exception: BaseException | None) -> KubeTunnelError | None:

@@ -127,3 +127,10 @@ class Congested(base.HttpCommand):
     stream_id: int
     connection: Connection
     congested: bool
+
+
+@dataclass
+class Abort(base.HttpCommand):
+    """Ends the client's connection as a failure: in order, it would be the end of a body that has no other."""
+
+    connection: Connection

@@ -25,7 +25,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Server, should_make_pipe
 
-from kubetunnel.proxy.http.events import InformationalResponse, Throttle
+from kubetunnel.proxy.http.events import Abort, InformationalResponse, Throttle
 from kubetunnel.proxy.http.h1_connection import KubeHttp1Connection
 from kubetunnel.proxy.http.h1_message import (
     Framing,
@@ -87,6 +87,8 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
         status = event.code.http_status_code()
         if self.conn.state & ConnectionState.CAN_WRITE and not self.response and status is not None:
             yield commands.SendData(self.conn, complaint(HTTPStatus(status), event.message))
+        elif self._sent_framing == "close" and event.code is not ErrorCode.PASSTHROUGH_CLOSE:
+            yield Abort(self.conn)
         yield from self.close()
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mitmproxy.connection import Connection, Server
+from mitmproxy.connection import Client, Connection, Server
 from mitmproxy.proxy import commands, events, layer, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import tls
@@ -32,6 +32,7 @@ from kubetunnel.core.errors import UpstreamProtocol
 from kubetunnel.proxy.http.client import KubeHttpClient
 from kubetunnel.proxy.http.deadlines import Deadlines
 from kubetunnel.proxy.http.events import (
+    Abort,
     AwaitResponse,
     Congested,
     DeadlinePassed,
@@ -78,6 +79,7 @@ class KubeHttpLayer(HttpLayer):
 
     Args:
         reading: without it, what a slow reader of HTTP/2 does not take of an HTTP/1 sender's body is kept in memory.
+        abort: closes the client's connection with a RST.
         clock: seconds, monotonic.
     """
 
@@ -88,6 +90,7 @@ class KubeHttpLayer(HttpLayer):
         failures: Failures,
         policy: HttpPolicy | None = None,
         reading: Reading | None = None,
+        abort: Callable[[Client], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(context, mode)
@@ -95,6 +98,7 @@ class KubeHttpLayer(HttpLayer):
         self.policy = policy or HttpPolicy()
         self.pool = UpstreamPool(self.policy.max_upstreams, self.policy.max_idle)
         self._reading = reading
+        self._abort = abort
         self._clock = clock
         self._deadlines = Deadlines()
         self._wakeups: set[commands.RequestWakeup] = set()
@@ -155,6 +159,9 @@ class KubeHttpLayer(HttpLayer):
                 yield from self._set_deadline(command)
             elif isinstance(command, Congested):
                 yield from self._congestion(command)
+            elif isinstance(command, Abort):
+                if self._abort:
+                    self._abort(self.context.client)
             else:
                 if isinstance(command, commands.OpenConnection):
                     self.connections[command.connection] = child

@@ -28,6 +28,7 @@ from kubetunnel.proxy.http.events import AwaitResponse, DeadlinePassed, Informat
 from kubetunnel.proxy.http.failures import Failures, error_of_failure, may_repeat
 from kubetunnel.proxy.http.h1_message import framing_to_send
 from kubetunnel.proxy.http.request import ExchangePolicy, RequestHalf, is_grpc
+from kubetunnel.proxy.http.websocket import KubeWebsocketLayer
 from kubetunnel.proxy.refusals import refusal
 
 _SWITCHING_PROTOCOLS = 101
@@ -75,6 +76,11 @@ class KubeHttpStream(RequestHalf):
         if self._end_is_sent:
             self.flow.live = False
             yield DropStream(self.stream_id)
+        elif self.flow.websocket:
+            self.child_layer = KubeWebsocketLayer(self.context, self.flow)
+            self._handle_event = self.passthrough  # type: ignore[method-assign]
+            yield from self.child_layer.handle_event(events.Start())
+            yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
         else:
             yield from super().flow_done()
 

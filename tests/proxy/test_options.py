@@ -1,0 +1,43 @@
+"""Options that are wrong end the program with a line that says what is allowed; no option is taken in silence."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tunnel import ADDON
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("kube_retry_max=abc", "kube_retry_max: .*abc"),
+        ("kube_retry_max=-5", "kube_retry_max: -5 is less than 0"),
+        ("kube_response_header_timeout=0", "kube_response_header_timeout: 0 is less than 1"),
+        ("kube_nonsense=1", "kube_nonsense: there is no such option; there are .*kube_zone"),
+        ("kube_zone=bad..zone", "kube_zone: 'bad..zone' is not a DNS zone"),
+        ("kube_zone=", "kube_zone: '' is not a DNS zone"),
+        ("kube_services=api", "kube_services: 'api' is not NAME.NAMESPACE"),
+        ("kube_services=api.shop:x", "kube_services: 'api.shop:x': 'x' is not a port"),
+        ("kube_services=api.shop colour=red", "kube_services: api.shop: 'colour' is none of port|app_protocol"),
+        ("kube_services=api.shop app_protocol=gopher", "app_protocol='gopher' is none of h2c"),
+        ("kube_services=api.shop passthrough=yes", "passthrough='yes' is neither true nor false"),
+        ("kube_services=api.shop ca_file=/nonexistent", "ca_file='/nonexistent' is no file"),
+    ],
+)
+def test_a_wrong_option_ends_the_program(option: str, told: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "mitmdump", "-s", ADDON, "-p", "0",
+            "--set", f"confdir={tmp_path}", "--set", option,
+        ],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    assert re.search(told, said), said

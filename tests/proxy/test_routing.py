@@ -1,0 +1,154 @@
+"""The router and its cluster against the simulated one: fail-over, changed settings, ends, and defects of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from kubetunnel.core.errors import ClusterUnreachable, NoReadyEndpoints, PodGone, PortNotExposed
+from kubetunnel.core.ports import PortRequest
+from kubetunnel.core.settings import ClusterSettings, RetrySettings, ServiceSettings, Settings
+from kubetunnel.proxy.clusters import Cluster
+from kubetunnel.proxy.greeting import commands_to_try
+from kubetunnel.proxy.routing import Destination, Router, Upstream
+from kubetunnel.sim.cluster import SimCluster
+from tests.tunnel import ADDON
+
+HTTP = PortRequest(80, explicit=False, scheme="http")
+
+
+@pytest_asyncio.fixture
+async def cluster(sim: SimCluster, tmp_path: Path) -> AsyncIterator[Cluster]:
+    opened = Cluster(ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "kubeconfig"))))
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture
+def router(cluster: Cluster) -> Router:
+    return Router(Settings(), cluster, random.Random(1))
+
+
+async def find(router: Router, host: str) -> Destination:
+    return await router.find(await router.parse(host), HTTP)
+
+
+async def answer(upstream: Upstream) -> bytes:
+    upstream.writer.write(b"GET /hostname HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        response = await upstream.reader.read()
+    upstream.writer.close()
+    return response.split()[-1]
+
+
+async def test_a_pod_that_went_since_the_look_up_is_passed_by(sim: SimCluster, router: Router) -> None:
+    destination = await find(router, "echo.demo")
+    gone = destination.targets[0].pod_port.pod
+    await sim.kill_pod("demo", gone)
+    for _ in range(6):  # ties are broken at random
+        upstream = await router.open(destination)
+        assert upstream.target.pod_port.pod != gone
+        assert (await answer(upstream)).decode() == upstream.target.pod_port.pod
+
+
+async def test_when_all_pods_went_the_service_is_looked_up_again(sim: SimCluster, router: Router) -> None:
+    destination = await find(router, "echo.demo")
+    await sim.roll_deployment("demo", "echo")
+    upstream = await router.open(destination)
+    assert upstream.target not in destination.targets
+    assert upstream.retries >= 1
+    assert (await answer(upstream)).decode() == upstream.target.pod_port.pod
+
+
+async def test_tries_are_as_many_as_configured(sim: SimCluster, cluster: Cluster) -> None:
+    router = Router(Settings(retry=RetrySettings(max=0)), cluster)
+    destination = await find(router, "pair.demo")
+    await sim.kill_pod("demo", "pair")
+    with pytest.raises(PodGone):
+        await router.open(destination)
+    with pytest.raises(NoReadyEndpoints):
+        await Router(Settings(), cluster).open(destination)
+
+
+async def test_a_refusal_names_the_kubeconfig_in_its_command(sim: SimCluster, router: Router, tmp_path: Path) -> None:
+    with pytest.raises(PortNotExposed) as refused:
+        await router.find(await router.parse("echo.demo"), PortRequest(81, explicit=True, scheme="http"))
+    assert refused.value.command == f"kubectl --kubeconfig {tmp_path / 'kubeconfig'} -n demo get service echo"
+
+
+async def test_settings_that_change_while_the_kubeconfig_is_read_win(sim: SimCluster, tmp_path: Path) -> None:
+    first = ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "first", context="first")))
+    second = ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "second", context="second")))
+    cluster = Cluster(first)
+    opening = asyncio.create_task(cluster.session())
+    await asyncio.sleep(0)  # it waits for the kubeconfig by now
+    cluster.configure(second, None)
+    assert (await opening).access.context == "second"
+    cluster.configure(first, None)
+    assert (await cluster.session()).access.context == "first"
+    await cluster.aclose()
+    with pytest.raises(ClusterUnreachable):
+        await cluster.session()
+
+
+async def test_a_vanished_pods_upstreams_are_drained(sim: SimCluster, cluster: Cluster, router: Router) -> None:
+    upstream = await router.open(await find(router, "pair.demo"))
+    forwards = (await cluster.session()).forwards
+    await sim.kill_pod("demo", "pair")
+    async with asyncio.timeout(5):
+        while any(facts.state == "open" for facts in forwards.upstreams()):
+            await asyncio.sleep(0.01)
+    upstream.writer.close()
+
+
+async def test_a_pod_in_clear_is_asked_once_whether_it_speaks_http_2(cluster: Cluster, router: Router) -> None:
+    destination = await find(router, "echo.demo")
+    asked = await asyncio.gather(*(router.http_version(destination, client_http2=True) for _ in range(5)))
+    assert {version.name for version in asked} == {"HTTP2"}
+    forwards = (await cluster.session()).forwards
+    assert sum(facts.streams_opened for facts in forwards.upstreams()) == 1
+    plain = await router.find(await router.parse("echo.demo"), PortRequest(7, explicit=True, scheme=""))
+    assert (await router.http_version(plain, client_http2=True)).name == "HTTP1"
+
+
+async def test_what_the_user_knows_of_a_service_wins(cluster: Cluster) -> None:
+    services = (ServiceSettings("echo.*", 80, app_protocol="https"), ServiceSettings("*", app_protocol="http"))
+    router = Router(Settings(services=services), cluster)
+    assert (await find(router, "echo.demo")).spoken.tls
+    assert not (await find(router, "pair.demo")).spoken.tls
+
+
+async def test_the_greeting_opens_nothing_and_finds_a_service_elsewhere(sim: SimCluster, tmp_path: Path) -> None:
+    config = sim.kubeconfig(tmp_path / "kubeconfig", namespace="default")
+    cluster = Cluster(ClusterSettings(kubeconfig=str(config)))
+    commands = await commands_to_try(await cluster.session(), "cluster.local", "[::1]:8080")
+    assert commands[0] == "curl -H 'Host: echo.demo.svc.cluster.local' http://[::1]:8080/"
+    assert not sim.count_requests("watch")
+    await cluster.aclose()
+
+
+async def test_without_the_right_to_list_the_greeting_has_placeholders(sim: SimCluster, tmp_path: Path) -> None:
+    sim.user("nobody", [])
+    cluster = Cluster(ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "kubeconfig", "nobody"))))
+    commands = await commands_to_try(await cluster.session(), "cluster.local", "127.0.0.1:8080")
+    assert "SERVICE.NAMESPACE.svc.cluster.local" in commands[0]
+    await cluster.aclose()
+
+
+async def test_a_defect_of_ours_is_told_and_not_waited_for(
+    sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path
+) -> None:
+    breaking = ["-s", str(ADDON.parents[1] / "tests" / "proxy" / "breaking.py")]
+    tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=breaking)
+    for host in ("pair.demo", "echo.demo"):
+        told = await asyncio.to_thread(tunnel.get, host, timeout_s=5)
+        assert (told.status, told.reason) == (502, "UpstreamProtocol")
+        assert "ZeroDivisionError" in told.json["detail"]
+    assert tunnel.log.count("Traceback") == 2
+    tunnel.lines[:] = [line.replace("Traceback", "expected") for line in tunnel.lines]
