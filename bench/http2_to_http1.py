@@ -10,6 +10,8 @@ import argparse
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -24,40 +26,41 @@ TIMEOUT_S = 30.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=8000)
+    parser.add_argument("--thousands", type=int, default=8, help="of requests")
     parser.add_argument("--concurrent", type=int, default=10, help="requests under way at a time")
     options = parser.parse_args()
-    window = min(1000, options.requests)
     with tunnel_to_simulated_cluster(["--set", "kube_services=echo.demo app_protocol=http"]) as tunnel:
-        pid = tunnel.process.pid
         ask(tunnel.port, 1, 1, lambda _: None)  # opens the port-forward
-        ended_s: list[float] = []
-        resident = [resident_bytes(pid)]
+        samples = [Sample.of(tunnel.process.pid)]
 
         def note(count: int) -> None:
-            ended_s.append(time.monotonic())
-            if count == window:
-                resident.append(resident_bytes(pid))
+            if count % 1000 == 0:
+                samples.append(Sample.of(tunnel.process.pid))
 
-        before_s, started_s = cpu_s(pid), time.monotonic()
-        ask(tunnel.port, options.requests, options.concurrent, note)
-        used_s = cpu_s(pid) - before_s
-        resident.append(resident_bytes(pid))
-    done = len(ended_s)
-    print(
-        f"HTTP/2 to HTTP/1.1, one connection, {options.concurrent} requests at a time: {done:,} of {options.requests:,}"
-    )
-    print(f"  first {window:,}: {window / (ended_s[window - 1] - started_s):7.0f} requests/s")
-    print(
-        f"  last {window:,}:  {window / (ended_s[-1] - ended_s[-window - 1 if done > window else 0]):7.0f} requests/s"
-    )
-    print(f"  the tunnel's CPU: {used_s / done * 1e6:7.0f} us a request")
-    sizes = [f"{size / MIB:.0f} MiB" for size in resident]
-    print(f"  the tunnel's memory: {sizes[0]} before, {sizes[1]} after {window:,}, {sizes[-1]} at the end")
+        done = ask(tunnel.port, options.thousands * 1000, options.concurrent, note)
+    print(f"HTTP/2 to HTTP/1.1, one connection, {options.concurrent} at a time: {done:,} requests")
+    for which, before, after in (("first", samples[0], samples[1]), ("last", samples[-2], samples[-1])):
+        rate, cpu_us = 1000 / (after.at_s - before.at_s), (after.cpu_s - before.cpu_s) * 1000
+        print(f"  {which} 1,000: {rate:.0f} requests/s, {cpu_us:.0f} us of the tunnel's CPU each")
+    sizes = [f"{sample.resident_bytes / MIB:.0f} MiB" for sample in samples]
+    print(f"  the tunnel's memory: {sizes[0]} before, {sizes[1]} after 1,000, {sizes[-1]} at the end")
 
 
-def ask(port: int, requests: int, concurrent: int, on_end: Callable[[int], None]) -> None:
-    """GETs on one connection; `on_end` is called at the end of each with their number. Stops at `LIMIT_S`."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Of the tunnel's process."""
+
+    at_s: float
+    cpu_s: float
+    resident_bytes: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        return cls(time.monotonic(), cpu_s(pid), resident_bytes(pid))
+
+
+def ask(port: int, requests: int, concurrent: int, on_end: Callable[[int], None]) -> int:
+    """GETs on one connection, `on_end` called at the end of each with their number. Stops at `LIMIT_S`; how many."""
     deadline = time.monotonic() + LIMIT_S
     h2 = H2Connection(H2Configuration(client_side=True))
     h2.initiate_connection()
@@ -82,6 +85,7 @@ def ask(port: int, requests: int, concurrent: int, on_end: Callable[[int], None]
                 elif isinstance(event, StreamEnded):
                     ended += 1
                     on_end(ended)
+    return ended
 
 
 def _send(h2: H2Connection) -> None:

@@ -1,4 +1,7 @@
-"""`python -m kubetunnel [mitmdump's options]`: mitmdump with the addon on your cluster, else a simulated one."""
+"""`kube-tunnel [mitmdump's options]`: mitmdump with the addon on your cluster, else a simulated one.
+
+`kube-tunnel ca [CONFDIR]`: the certificate authority. The command with all its settings is still to come.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     """Says which cluster it is going to be, then runs mitmdump in this process."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["ca"]:
+        return _describe_ca(arguments[1:])
     from mitmproxy.tools.main import mitmdump  # late: it takes half a second
 
-    arguments = sys.argv[1:] if arguments is None else arguments
     chosen = next((a for a in arguments if "kube_kubeconfig=" in a or "kube_demo=" in a), None)
     kubeconfig = current_kubeconfig()
     if chosen:
@@ -22,6 +27,21 @@ def main(arguments: list[str] | None = None) -> int:
         print("No kubeconfig found: using a simulated cluster (the demo).", flush=True)
         arguments = ["--set", "kube_demo=true", *arguments]
     mitmdump(["-s", str(addon_path()), *arguments])
+    return 0
+
+
+def _describe_ca(arguments: list[str]) -> int:
+    """Where the certificate authority is (made where there is none), and how to trust it."""
+    from kubetunnel.ca import describe
+
+    if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
+        print("usage: kube-tunnel ca [CONFDIR]    (mitmproxy's confdir, ~/.mitmproxy by default)")
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    try:
+        print(describe(Path(arguments[0] if arguments else "~/.mitmproxy").expanduser()))
+    except (OSError, ValueError) as e:
+        print(f"kube-tunnel ca: {e}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -10,8 +10,10 @@ import ssl
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ import pytest
 from kubetunnel.cluster.access import ClusterAccess, load_access
 from kubetunnel.cluster.api import ApiServer
 from kubetunnel.cluster.decode import Named
+from kubetunnel.cluster.exec_plugin import Credential
 from kubetunnel.cluster.resource import NAMESPACES, Query
 from kubetunnel.core.errors import ClusterUnreachable, KubeconfigError, Unauthenticated
 from tests.cluster.certificates import Authority
@@ -353,16 +356,17 @@ async def test_the_environments_proxy_is_not_used(
 @pytest.mark.parametrize(
     ("url", "error", "says"),
     [
-        ("https://127.0.0.1:1", KubeconfigError, "scheme 'https', and must be one of http, socks5"),
-        ("http://127.0.0.1", KubeconfigError, "is not scheme://"),
+        ("https://u:hush@127.0.0.1:1", KubeconfigError, r"clusters\[name=fake\]\.cluster\.proxy-url is no SCHEME://"),
+        ("http://u:hush@127.0.0.1", KubeconfigError, r"cluster\.proxy-url is no SCHEME://.* of http, socks5"),
+        ("http://u:hush@.x:1", KubeconfigError, r"cluster\.proxy-url is no SCHEME://"),
         ("http://u:hush@127.0.0.1:1", ClusterUnreachable, "Connection refused"),
     ],
 )
 async def test_a_proxy_that_does_not_work(
     kubeconfig: WriteKubeconfig, url: str, error: type[Exception], says: str
 ) -> None:
-    access = await load_access(kubeconfig=kubeconfig(cluster={"proxy-url": url}))
     with pytest.raises(error, match=says) as refused:
+        access = await load_access(kubeconfig=kubeconfig(cluster={"proxy-url": url}))
         await access.connect(asyncio.Protocol)
     assert "hush" not in str(refused.value)
 
@@ -406,3 +410,33 @@ async def test_no_secret_is_logged(
         await reaches(access)
     assert caplog.records
     assert "hush" not in caplog.text
+
+
+async def test_an_address_that_nothing_can_use_is_refused_at_the_door(kubeconfig: WriteKubeconfig) -> None:
+    access = await load_access(kubeconfig=kubeconfig())
+    cluster = replace(access._loaded.config.cluster, server=f"https://{'a' * 64}.test:1")  # as an environment may say
+    access._loaded = replace(access._loaded, config=replace(access._loaded.config, cluster=cluster))
+    with pytest.raises(ClusterUnreachable, match="its address cannot be used"):
+        await access.connect(asyncio.Protocol)
+
+
+async def test_a_header_that_cannot_be_sent_is_refused_at_the_door(kubeconfig: WriteKubeconfig) -> None:
+    access = await load_access(kubeconfig=kubeconfig())
+    access._loaded = replace(access._loaded, credential=Credential(authorization="Bearer hush\nx: y"))
+    with pytest.raises(ClusterUnreachable, match="characters that no HTTP request can carry") as refused:
+        await reaches(access)
+    assert "hush" not in "".join(traceback.format_exception(refused.value))
+
+
+async def test_a_token_file_with_a_line_break_inside_is_refused(kubeconfig: WriteKubeconfig, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hush\nhush\n")
+    access = await load_access(kubeconfig=kubeconfig(user={"tokenFile": "token"}))
+    with pytest.raises(Unauthenticated, match=r"token file .*token has a control character") as refused:
+        await access.headers()
+    assert "hush" not in str(refused.value)
+
+
+async def test_a_user_beyond_ascii_is_impersonated(api_server: FakeApi, kubeconfig: WriteKubeconfig) -> None:
+    access = await load_access(kubeconfig=kubeconfig(user={"token": "t", "as": "jürgen"}))
+    await reaches(access)
+    assert api_server.headers[-1]["Impersonate-User"] == "jürgen"

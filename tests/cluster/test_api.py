@@ -238,3 +238,27 @@ async def test_a_watch_that_is_refused(
     with pytest.raises(error):
         async with api.watch(ALL, "5"):
             pass
+
+
+async def test_an_answer_without_end_is_left(
+    api_server: FakeApi, api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubetunnel.cluster.http_client.MAX_ANSWER_BYTES", 1 << 20)
+    left = asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            for _ in range(64):
+                await response.write(bytes(1 << 16))
+                await asyncio.sleep(0)
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    api_server.script = endless
+    async with asyncio.timeout(5.0):
+        with pytest.raises(NotKubernetesError, match="has more than 1 MiB"):
+            await api.list_objects(ALL)
+        await left.wait()

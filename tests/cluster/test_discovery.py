@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,6 +10,9 @@ from aiohttp import web
 from kubetunnel.cluster.access import load_access
 from kubetunnel.cluster.api import ApiServer
 from kubetunnel.cluster.discovery import Discovery
+from kubetunnel.cluster.resource import SERVICES
+from kubetunnel.cluster.rights import Rights
+from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import Endpoint, ServiceState
 from kubetunnel.core.errors import (
     ClusterUnreachable,
@@ -82,13 +86,14 @@ async def test_changes_arrive_by_watch_and_are_told(api_server: FakeApi, discove
 
     discovery.subscribe(broken)
     end = discovery.subscribe(lambda *change: told.append(change))
-    await discovery.service("shop", "web")
+    first = await discovery.service("shop", "web")
+    assert told == [("shop", "web", first)], "who keeps count of the pods has to know the first ones"
     await watched(api_server)
     add_endpoint(api_server, address="10.0.0.2")
-    await until(lambda: len(told) == 1)
+    await until(lambda: len(told) == 2)
     assert addresses(await discovery.service("shop", "web")) == ["10.0.0.2"]
     api_server.delete("services", "shop", "web")
-    await until(lambda: len(told) == 2)
+    await until(lambda: len(told) == 3)
     assert told[-1] == ("shop", "web", None)
     with pytest.raises(ServiceNotFound):
         await discovery.service("shop", "web")
@@ -96,7 +101,7 @@ async def test_changes_arrive_by_watch_and_are_told(api_server: FakeApi, discove
     add_service(api_server, address="10.0.0.3")
     await until(lambda: discovery._followed["shop", "web"].last is not None)
     assert addresses(await discovery.service("shop", "web")) == ["10.0.0.3"]
-    assert len(told) == 2
+    assert len(told) == 3
 
 
 async def test_what_does_not_concern_routing_is_no_change(api_server: FakeApi, discovery: Discovery) -> None:
@@ -104,6 +109,7 @@ async def test_what_does_not_concern_routing_is_no_change(api_server: FakeApi, d
     told: list[object] = []
     discovery.subscribe(lambda *change: told.append(change))
     await discovery.service("shop", "web")
+    told.clear()
     await watched(api_server)
     add_endpoint(api_server, address="10.0.0.1")  # a new resourceVersion only
     add_endpoint(api_server, address="10.0.0.2")
@@ -521,3 +527,137 @@ async def test_a_stalled_api_server_is_a_timeout(
     add_service(api_server)
     assert addresses(await discovery.service("shop", "web")) == ["10.0.0.1"]
     await discovery.aclose()
+
+
+async def test_refused_credentials_let_a_watch_rest_until_it_is_used(
+    either_task_factory: None,
+    api_server: FakeApi,
+    kubeconfig: WriteKubeconfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("kubetunnel.cluster.reflector.RECONNECT", Backoff(base_s=0.01, cap_s=0.01))
+    add_service(api_server)
+    access = await load_access(kubeconfig=kubeconfig())
+    discovery = Discovery(access)
+    await discovery.service("shop", "web")
+    await watched(api_server)
+    api_server.tokens = set()
+    for watch in list(api_server.watches):
+        watch.cut()
+    await until(lambda: caplog.text.count("rests until it is used") == 2)
+    asked = len(api_server.requests)
+    await asyncio.sleep(0.3)
+    assert len(api_server.requests) == asked, "nobody asked for anything"
+    assert addresses(await discovery.service("shop", "web")) == ["10.0.0.1"]
+    await until(lambda: len(api_server.requests) >= asked + 2)
+    await asyncio.sleep(0.3)
+    assert len(api_server.requests) <= asked + 4, "one attempt each"
+    kubeconfig(user={"token": "secret-2"})
+    api_server.tokens = {"secret-2"}
+    await discovery.service("shop", "web")
+    await watched(api_server)
+    await discovery.aclose()
+
+
+async def test_a_slow_api_server_refuses_in_time_and_the_next_request_profits(
+    api_server: FakeApi, discovery: Discovery
+) -> None:
+    add_service(api_server)
+    answering = asyncio.Event()
+
+    async def slow(request: web.Request) -> None:
+        await answering.wait()
+
+    api_server.script = slow
+    started = time.monotonic()
+    with pytest.raises(Timeout, match=r"has not answered after 1\.8 s; it is still being asked"):
+        await discovery.service("shop", "web")
+    assert time.monotonic() - started < 2.0
+    answering.set()
+    await until(lambda: ("shop", "web") in discovery._followed)
+    api_server.script = None
+    before = api_server.count("list")
+    assert addresses(await discovery.service("shop", "web")) == ["10.0.0.1"]
+    assert api_server.count("list") == before
+
+
+async def test_a_stuck_lookup_is_overtaken_by_the_next(
+    either_task_factory: None, api_server: FakeApi, kubeconfig: WriteKubeconfig
+) -> None:
+    add_service(api_server)
+    access = await load_access(kubeconfig=kubeconfig())
+    discovery = Discovery(access, patience_s=0.2)
+
+    async def stuck(request: web.Request) -> None:
+        await asyncio.Event().wait()
+
+    api_server.script = stuck
+    with pytest.raises(Timeout):
+        await discovery.service("shop", "web")
+    api_server.script = None
+    assert addresses(await discovery.service("shop", "web")) == ["10.0.0.1"]
+    await discovery.aclose()
+
+
+async def test_a_refusal_that_came_too_late_is_told_to_the_next_and_only_to_him(
+    either_task_factory: None, api_server: FakeApi, kubeconfig: WriteKubeconfig
+) -> None:
+    add_service(api_server)
+    access = await load_access(kubeconfig=kubeconfig())
+    discovery = Discovery(access, patience_s=0.2)
+    answering = asyncio.Event()
+
+    async def slow(request: web.Request) -> None:
+        await answering.wait()
+
+    api_server.script = slow
+    api_server.denied = {"list services", "get services"}
+    with pytest.raises(Timeout):
+        await discovery.service("shop", "web")
+    answering.set()
+    await until(lambda: not discovery._openings._tasks)
+    asked = len(api_server.requests)
+    with pytest.raises(Forbidden):
+        await discovery.service("shop", "web")
+    assert len(api_server.requests) == asked
+    api_server.denied = set()
+    async with asyncio.timeout(2.0):  # a refusal is remembered for a moment
+        while not discovery._followed:
+            try:
+                await discovery.service("shop", "web")
+            except Forbidden:
+                await asyncio.sleep(0.05)
+    await discovery.aclose()
+
+
+async def test_a_fetch_per_use_that_hangs_leaves_the_last_known_state(
+    api_server: FakeApi, discovery: Discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubetunnel.cluster.reflector.FRESH_S", 0.0)
+    monkeypatch.setattr("kubetunnel.cluster.followed.PATIENCE_S", 0.2)
+    add_service(api_server)
+    api_server.denied = {"watch services", "watch endpointslices"}
+    await discovery.service("shop", "web")
+    followed = discovery._followed["shop", "web"]
+    assert followed._task is not None
+    await asyncio.wait({followed._task})
+    stuck = asyncio.Event()
+
+    async def hang(request: web.Request) -> None:
+        stuck.set()
+        await asyncio.Event().wait()
+
+    api_server.script = hang
+    async with asyncio.timeout(2.0):
+        assert addresses(await discovery.service("shop", "web")) == ["10.0.0.1"]
+    assert stuck.is_set()
+
+
+def test_what_was_refused_is_remembered_within_bounds() -> None:
+    rights = Rights(lambda: 0.0)
+    for number in range(5000):
+        rights.refuse(f"ns-{number}", SERVICES, "list")
+    assert len(rights._until) == 1024
+    assert not rights.allows("ns-4999", SERVICES, "list")
+    assert rights.allows("ns-0", SERVICES, "list")

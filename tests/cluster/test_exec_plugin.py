@@ -233,8 +233,6 @@ async def test_a_401_runs_the_plugin_again_once(
     body = "answer['status'] = {'token': 'token-' + str(len(runs.read_text()))}"
     access = await load_access(kubeconfig=kubeconfig(user=plugin(body)))
     await access.headers()
-    assert access._issued is not None
-    access._issued._obtained_at = float("-inf")  # not a moment ago
     api_server.tokens = {"token-2"}
     discovery = Discovery(access)
     state = await discovery.service("shop", "web")
@@ -268,3 +266,54 @@ async def test_a_plugins_client_certificate_is_shown_and_changed(
         assert await access.tls() is not first, "pooled connections with the old certificate are not used again"
         transport, _ = await access.connect(asyncio.Protocol)
         transport.abort()
+
+
+async def test_watches_run_the_plugin_once_for_refused_credentials(
+    api_server: FakeApi, kubeconfig: WriteKubeconfig, plugin: Plugin, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_service(api_server)
+    access = await load_access(kubeconfig=kubeconfig(user=plugin()))
+    discovery = Discovery(access)
+    await discovery.service("shop", "web")
+    await until(lambda: len(api_server.watches) == 2)
+    api_server.tokens = set()
+    for watch in list(api_server.watches):
+        watch.cut()
+    await until(lambda: caplog.text.count("rests until it is used") == 2)
+    assert runs(tmp_path) == 2, "once at the start, once for what was refused"
+    asked = len(api_server.requests)
+    await discovery.service("shop", "web")
+    await until(lambda: len(api_server.requests) >= asked + 4)
+    assert runs(tmp_path) == 2, "the same token, which was renewed for already"
+    api_server.tokens = None
+    async with asyncio.timeout(15.0):
+        while len(api_server.watches) < 2:
+            await discovery.service("shop", "web")
+            await asyncio.sleep(0.05)
+    await discovery.aclose()
+    await access.aclose()
+
+
+async def test_a_fault_of_our_own_is_told_and_logged(
+    kubeconfig: WriteKubeconfig, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*arguments: object, **more: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(credentials, "run_exec_plugin", broken)
+    access = await load_access(kubeconfig=kubeconfig(user=plugin()))
+    for _ in range(2):
+        with pytest.raises(Unauthenticated, match="get-token failed in the tunnel itself; see its log"):
+            await access.headers()
+    assert "a bug" in caplog.text
+    await access.aclose()
+
+
+async def test_a_token_that_is_no_header_is_refused_without_being_shown(
+    kubeconfig: WriteKubeconfig, plugin: Plugin
+) -> None:
+    access = await load_access(kubeconfig=kubeconfig(user=plugin(status={"token": "hush\nhush"})))
+    with pytest.raises(Unauthenticated, match="gave a token with a control character") as refused:
+        await access.headers()
+    assert "hush" not in str(refused.value)
+    await access.aclose()

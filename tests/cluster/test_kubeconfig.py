@@ -115,6 +115,31 @@ def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
         (document(contexts=[{"name": "dev", "context": {}}]), r"context\.cluster is missing"),
         (with_cluster(), r"clusters\[name=c\]\.cluster\.server is missing"),
         (with_cluster(server="10.0.0.1:6443"), r"cluster\.server is '10\.0\.0\.1:6443', and must begin with https://"),
+        (with_user(token="hush\nhush"), r"config: users\[name=u\]\.user\.token has a control character"),
+        (with_user(token="hush\0"), r"users\[name=u\]\.user\.token has a NUL"),
+        (with_user(token="t", **{"as": "a\rb"}), r"users\[name=u\]\.user\.as has a control character"),
+        (with_user(token="t", **{"as": "a", "as-groups": ["b\nc"]}), r"user\.as-groups .* control character"),
+        (
+            with_user(exec={"apiVersion": "client.authentication.k8s.io/v1", "command": "x", "env": [{"value": "v"}]}),
+            r"users\[name=u\]\.user\.exec\.env\[0\]\.name is '', which is no environment",
+        ),
+        (
+            with_cluster(server="https://h", **{"certificate-authority-data": "ä"}),
+            r"config: clusters\[name=c\]\.cluster\.certificate-authority-data is not base64",
+        ),
+        (
+            with_cluster(server="https://h", **{"tls-server-name": ".foo"}),
+            r"config: clusters\[name=c\]\.cluster\.tls-server-name is '\.foo', which is no host name",
+        ),
+        (with_cluster(server=f"https://{'a' * 64}.x:1"), r"cluster\.server is .*, which is no https://host:port"),
+        (with_cluster(server="https://a..b:1"), r"cluster\.server is .*, which is no https://host:port"),
+        (with_cluster(server="https://a b:1"), r"cluster\.server is .*, which is no https://host:port"),
+        (with_cluster(server="https://a\nb:1"), r"cluster\.server is .*, which is no https://host:port"),
+        (with_cluster(server="https://h/ä"), r"cluster\.server is .*, which is no https://host:port"),
+        (with_cluster(server="https://h?x=y"), r"cluster\.server is .*, which is no https://host:port"),
+        (with_cluster(server="https://me:hush@h:1"), r"config: clusters\[name=c\]\.cluster\.server must hold no user"),
+        (with_cluster(server="me:hush@h:1"), r"cluster\.server must hold no user"),
+        (with_cluster(server="https://me:hu/sh@h"), r"cluster\.server must hold no user"),
         (with_cluster(server="https://h:99999"), r"cluster\.server is .* no https://host:port"),
         (
             with_cluster(server="https://h", **{"certificate-authority": "gone.pem"}),
@@ -148,6 +173,7 @@ def test_a_broken_kubeconfig_names_file_and_key(tmp_path: Path, content: object,
         read_kubeconfig(kubeconfig=str(path))
     assert str(path) in str(broken.value)
     assert "12345" not in str(broken.value), "no value of a secret key"
+    assert "hush" not in str(broken.value)
 
 
 def test_impersonation_headers(tmp_path: Path) -> None:
@@ -195,3 +221,8 @@ def test_no_secret_in_a_repr(tmp_path: Path) -> None:
     found = read_kubeconfig(kubeconfig=str(write(tmp_path / "config", content)))
     assert found.user.basic == ("u", "hush-2")
     assert "hush" not in repr(found)
+
+
+def test_the_line_end_of_a_block_scalar_is_no_part_of_a_token(tmp_path: Path) -> None:
+    path = write(tmp_path / "config", with_user(token="secret\n"))
+    assert read_kubeconfig(kubeconfig=str(path)).user.token == "secret"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -15,7 +16,7 @@ from kubetunnel.cluster.access import load_access
 from kubetunnel.cluster.oidc import expiry
 from kubetunnel.core.errors import Unauthenticated
 from tests.cluster.certificates import Authority
-from tests.cluster.conftest import WriteKubeconfig
+from tests.cluster.conftest import WriteKubeconfig, until
 
 
 def jwt(expires: float | None) -> str:
@@ -60,6 +61,21 @@ async def issuer(authority: Authority) -> AsyncIterator[Issuer]:
     found.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
     yield found
     await runner.cleanup()
+
+
+class Lock:
+    """The lock that client-go holds while it writes a kubeconfig."""
+
+    def __init__(self, kubeconfig: str) -> None:
+        self.file = Path(f"{kubeconfig}.lock")
+        self.file.touch()
+
+    @property
+    def held(self) -> bool:
+        return self.file.exists()
+
+    def release(self) -> None:
+        self.file.unlink()
 
 
 def user(issuer: Issuer, authority: Authority, **config: str) -> dict:
@@ -138,3 +154,31 @@ def test_what_is_no_jwt_has_no_expiry(token: str) -> None:
 
 def test_expiry() -> None:
     assert expiry(jwt(1_700_000_000)) == datetime.fromtimestamp(1_700_000_000, tz=UTC)
+
+
+async def test_the_tokens_are_written_under_kubectls_lock(
+    issuer: Issuer, authority: Authority, kubeconfig: WriteKubeconfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = kubeconfig(user=user(issuer, authority, **{"id-token": EXPIRED}))
+    lock = Lock(path)
+    access = await load_access(kubeconfig=path)
+    assert (await access.headers())["Authorization"] == f"Bearer {FRESH}"
+    assert stored_tokens(path)[:2] == (EXPIRED, "refresh-1"), "kubectl is about to write it"
+    assert f"somebody holds the lock {lock.file}" in caplog.text
+    assert lock.held
+    await access.aclose()
+
+
+async def test_kubectls_lock_is_waited_for_and_left_behind_by_nobody(
+    issuer: Issuer, authority: Authority, kubeconfig: WriteKubeconfig
+) -> None:
+    path = kubeconfig(user=user(issuer, authority, **{"id-token": EXPIRED}))
+    lock = Lock(path)
+    access = await load_access(kubeconfig=path)
+    asking = asyncio.create_task(access.headers())
+    await until(lambda: bool(issuer.forms))
+    lock.release()
+    assert (await asking)["Authorization"] == f"Bearer {FRESH}"
+    assert stored_tokens(path)[:2] == (FRESH, "refresh-2")
+    assert not lock.held
+    await access.aclose()

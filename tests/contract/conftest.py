@@ -37,9 +37,7 @@ def _real() -> ClusterUnderTest:
         pytest.fail("make test-cluster needs KUBECONFIG: a cluster with the objects of the demo (CONTRIBUTING.md)")
     limited = os.environ.get("KUBECONFIG_LIMITED")
     app_ca = Path(os.environ.get("KUBECONFIG_APP_CA") or Path(kubeconfig).parent / "pki" / "app-ca.crt")
-    return ClusterUnderTest(
-        Path(kubeconfig), Path(limited) if limited else None, app_ca if app_ca.is_file() else None
-    )
+    return ClusterUnderTest(Path(kubeconfig), Path(limited) if limited else None, app_ca if app_ca.is_file() else None)
 
 
 def _simulated(directory: Path) -> Iterator[ClusterUnderTest]:

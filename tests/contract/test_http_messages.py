@@ -63,8 +63,9 @@ def test_a_pod_invites_the_body(tunnel: Tunnel) -> None:
     with connect(tunnel.port) as client:
         client.sendall(head)
         assert received(client, 12) == b"HTTP/1.1 100"
-        while not received(client, 1) == b"\n" or received(client, 2) != b"\r\n":
-            pass
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += received(client, 1)
         client.sendall(b"hello")
         assert received(client, 12) == b"HTTP/1.1 200"
 

@@ -74,7 +74,9 @@ async def test_the_close_code_goes_there_and_back(tunnel: Tunnel, way: str) -> N
 
 
 @pytest.mark.parametrize(("offered", "chosen"), [(["other", "echo.v1"], "echo.v1"), (["other"], None), (None, None)])
-async def test_the_subprotocol_is_the_pods_choice(tunnel: Tunnel, offered: list[str] | None, chosen: str | None) -> None:
+async def test_the_subprotocol_is_the_pods_choice(
+    tunnel: Tunnel, offered: list[str] | None, chosen: str | None
+) -> None:
     async with open_socket(tunnel, subprotocols=offered) as client:
         assert client.subprotocol == chosen
 

@@ -46,6 +46,7 @@ class ApiServer:
     def __init__(self) -> None:
         self.speaks: frozenset[str] = ALL
         self.answers: list[tuple[int, bytes]] = []  # refusals to give first, one a request
+        self.retry_after: str | None = None  # of the refusals
         self.always: dict[str, tuple[int, bytes]] = {}  # refusal by method
         self.fault = ""  # "hang", "hangup", "garbage": instead of an answer
         self.hold_replies = False
@@ -139,9 +140,9 @@ class ApiServer:
         elif self.fault == "hang":
             await asyncio.Event().wait()
 
-    @staticmethod
-    def _refuse(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
-        writer.write(f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    def _refuse(self, writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
+        wait = f"Retry-After: {self.retry_after}\r\n" if self.retry_after is not None else ""
+        writer.write(f"HTTP/1.1 {status} x\r\n{wait}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
     @staticmethod
     def _switch(writer: asyncio.StreamWriter, *lines: str) -> None:

@@ -13,7 +13,7 @@ from kubetunnel.core.errors import (
     ClusterUnreachable,
     Forbidden,
     KubeTunnelError,
-    NoReadyEndpoints,
+    PodGone,
     Timeout,
     Unauthenticated,
     UpstreamProtocol,
@@ -69,6 +69,10 @@ def test_what_is_remembered() -> None:
         (404, b'{"kind":"Status","message":"pods \\"web\\" not found"}', Meaning.POD_GONE),
         (404, b"pod does not exist", Meaning.POD_GONE),
         (404, b"<html>no such page</html>", Meaning.UNKNOWN_PROTOCOL),
+        (500, b"error forwarding port: sandbox f38c not found", Meaning.POD_GONE),
+        (400, b'{"kind":"Status","message":"pod web does not have a host assigned"}', Meaning.POD_GONE),
+        (429, b'{"kind":"Status","message":"too many requests, please try again later"}', Meaning.OVERLOADED),
+        (503, b"", Meaning.UNKNOWN_PROTOCOL),
         (500, b"error dialing backend: dial tcp 10.0.0.1:10250: connect: no route to host", Meaning.NODE_UNREACHABLE),
         (500, b'{"kind":"Status","message":"error dialing backend: dial tcp: i/o timeout"}', Meaning.NODE_UNREACHABLE),
         (502, b"<html>Bad Gateway</html>", Meaning.UNKNOWN_PROTOCOL),
@@ -147,6 +151,38 @@ async def test_forbidden_only_when_every_protocol_is(api: ApiServer, forwards: P
     assert await echo(forwards) == SPDY
 
 
+@pytest.mark.parametrize("refused", ["GET", "POST"])
+async def test_forbidden_also_where_a_proxy_lets_one_protocol_only_through(
+    api: ApiServer, forwards: PortForwards, refused: str
+) -> None:
+    verbs = {"GET": "get", "POST": "create"}
+    del verbs[refused]
+    api.always = {refused: (403, b"<html>no upgrades here</html>")}
+    api.always |= {method: (403, rbac_status(verb)) for method, verb in verbs.items()}
+    with pytest.raises(Forbidden, match=f"The right to {verbs.popitem()[1]} pods/portforward"):
+        await forwards.open_connection(to(ECHO))
+
+
+@pytest.mark.parametrize(("wait", "requests"), [("0", 2), (None, 2), ("60", 1)])
+async def test_overload_is_tried_again_a_little(
+    api: ApiServer, forwards: PortForwards, wait: str | None, requests: int
+) -> None:
+    api.answers = [(429, b"too many requests")]
+    api.retry_after = wait
+    if requests == 2:
+        assert await echo(forwards) == TUNNEL
+    else:
+        with pytest.raises(ClusterUnreachable, match=r"is overloaded .*too many requests") as refused:
+            await forwards.open_connection(to(ECHO))
+        assert refused.value.command == "kubectl get --raw /readyz?verbose"
+    assert len(api.requests) == requests
+
+
+async def test_a_user_beyond_ascii_is_impersonated(api: ApiServer, access: Access, forwards: PortForwards) -> None:
+    access.token = "jürgen"
+    assert await echo(forwards) == TUNNEL
+
+
 async def test_an_empty_403_is_no_missing_right(api: ApiServer, forwards: PortForwards) -> None:
     api.speaks = frozenset()
     with pytest.raises(UpstreamProtocol, match="refused every port-forward protocol"):
@@ -156,7 +192,7 @@ async def test_an_empty_403_is_no_missing_right(api: ApiServer, forwards: PortFo
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ((404, b'{"kind":"Status","message":"pods \\"web\\" not found"}'), NoReadyEndpoints),
+        ((404, b'{"kind":"Status","message":"pods \\"web\\" not found"}'), PodGone),
         ((500, b"error dialing backend: dial tcp 10.0.0.1:10250: i/o timeout"), UpstreamReset),
     ],
 )

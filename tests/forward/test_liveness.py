@@ -30,7 +30,8 @@ def test_an_answer_starts_over() -> None:
 
 def test_silence_of_our_own_is_no_death() -> None:
     assert looks(Liveness(0.0), range(1, 60), reading=False) == {}
-    assert looks(Liveness(0.0), range(1, 60), uploading=True) == {5: "ping"}
+    assert looks(Liveness(0.0), range(1, 120), uploading=True) == {5: "ping"}
+    assert looks(Liveness(0.0), range(1, 121), uploading=True) == {5: "ping", 120: "dead"}
     suspended = Liveness(0.0)
     assert looks(suspended, range(1, 7)) == {5: "ping"}
     assert suspended.look(5000.0, reading=True, uploading=False) is None

@@ -93,6 +93,19 @@ def test_draining() -> None:
     assert pod.ended(1, 2) == [Close(1, "draining")]
 
 
+def test_an_overdue_dial_is_a_spare_that_nobody_waits_for() -> None:
+    pod = policy(limit=2)
+    pod.want(1, 80, 0)
+    assert pod.give_up(1, 2, overdue=True) == []
+    assert pod.want(2, 80, 2) == [Dial(2, 2, 2)]
+    assert pod.dial_failed(1, 3) == []
+    assert pod.dial_failed(2, 3) == [Fail(2)]
+    pod.want(3, 80, 4)
+    pod.give_up(3, 6, overdue=True)
+    assert [type(action) for action in pod.want(4, 80, 6)] == [Dial], "also after failures"
+    assert pod.want(5, 80, 6) == [], "the limit holds"
+
+
 class Pool(RuleBasedStateMachine):
     """Waiters, dials, streams, stalls and losses in any order; what must hold is in the invariants."""
 
@@ -145,11 +158,11 @@ class Pool(RuleBasedStateMachine):
         self.do(self.pod.want(self.waiters, port, self.now))
 
     @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def give_up(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), overdue=st.booleans())
+    def give_up(self, data: st.DataObject, *, overdue: bool) -> None:
         waiter = data.draw(st.sampled_from(sorted(self.waiting)))
         del self.waiting[waiter]
-        self.do(self.pod.give_up(waiter, self.now))
+        self.do(self.pod.give_up(waiter, self.now, overdue=overdue))
 
     @precondition(lambda self: self.dialling)
     @rule(data=st.data(), port=st.sampled_from([None, None, 80, 443]))

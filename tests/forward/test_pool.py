@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import pytest
 
-from kubetunnel.core.errors import KubeTunnelError, UpstreamReset
+from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout, UpstreamReset
 from kubetunnel.forward.errors import StreamFailed
-from kubetunnel.forward.pool import PortForwards
-from kubetunnel.forward.upstream import LINGER_S
-from tests.forward.apiserver import ALL, ECHO, FLOODS, V4, Access, ApiServer
+from kubetunnel.forward.pool import PortForwards, _delay_s
+from kubetunnel.forward.upstream import LINGER_S, Upstream
+from tests.forward.apiserver import ALL, DEAF, DEAF_BYTES, ECHO, FLOODS, V4, Access, ApiServer
 from tests.forward.test_streams import Recorder, to, until
 
 type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -221,7 +222,7 @@ async def test_aclose_ends_streams_dials_and_waiters(api: ApiServer, access: Acc
     flood.resume_reading()
     assert isinstance(await recorder.lost, StreamFailed)
     assert forwards.upstreams() == []
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ClusterUnreachable, match=r"session to https://.* was closed: its settings changed"):
         await forwards.open_connection(to(ECHO))
 
 
@@ -237,3 +238,78 @@ async def test_one_line_a_lifecycle_change(
     assert "Upstream 1 to shop/web open: SPDY/3.1+portforward.k8s.io" in lines[0]
     assert "Upstream 1 to shop/web closed after 1 streams" in lines[1]
     assert "Bearer" not in caplog.text
+
+
+async def test_a_stuck_dial_refuses_in_time_and_the_next_open_does_not_wait_for_it(
+    api: ApiServer, access: Access
+) -> None:
+    forwards = PortForwards(access)
+    api.fault = "hang"
+    started = time.monotonic()
+    with pytest.raises(Timeout, match=r"within 1\.8 s"):
+        await forwards.open_connection(to(ECHO))
+    assert time.monotonic() - started < 2.0
+    api.fault = ""
+    started = time.monotonic()
+    await closed(await opened(forwards))
+    assert time.monotonic() - started < 1.0
+    await forwards.aclose()
+
+
+async def test_a_slow_dial_is_there_for_the_next_open(api: ApiServer, access: Access) -> None:
+    forwards = PortForwards(access, open_timeout_s=0.1)
+    connect, late = access.connect, asyncio.Event()
+
+    async def slow(*arguments: object) -> object:
+        await late.wait()
+        return await connect(*arguments)
+
+    access.connect = slow  # type: ignore[method-assign, assignment]
+    with pytest.raises(Timeout):
+        await forwards.open_connection(to(ECHO))
+    late.set()
+    await until(lambda: len(forwards.upstreams()) == 1)
+    await closed(await opened(forwards))
+    assert api.connections == 1
+    await forwards.aclose()
+
+
+async def test_repeated_failures_cost_a_refusal_little(api: ApiServer, access: Access) -> None:
+    """1.5 s of connecting and the backoff are to be less than the 1.8 s that an open waits."""
+    assert max(_delay_s(failures) for failures in range(1, 50)) <= 0.25
+
+
+async def uploaded(api: ApiServer, forwards: PortForwards, count: int) -> tuple[asyncio.StreamWriter, Upstream]:
+    """A stream on which `count` bytes were sent, and nothing ever came."""
+    _, writer = await forwards.open_connection(to(DEAF))
+    writer.write(bytes(count))
+    await until(lambda: sum(sum(session.received.values()) for session in api.sessions) >= count)
+    return writer, next(iter(forwards._of_upstream))
+
+
+async def test_a_stream_that_only_sends_does_not_hide_a_dead_node(api: ApiServer, forwards: PortForwards) -> None:
+    writer, upstream = await uploaded(api, forwards, DEAF_BYTES)
+    assert upstream.stalled
+    now = asyncio.get_running_loop().time()
+    for second in range(1, 7):
+        upstream.look(now + second)
+    await until(lambda: upstream._liveness._pinged_at is None)
+    assert not upstream.stalled, "it answered: it had read all that"
+    api.sessions[0].silent = True
+    now = asyncio.get_running_loop().time()
+    for second in range(1, 12):
+        upstream.look(now + second)
+    assert "no pings" in upstream.retired
+    writer.close()
+
+
+async def test_a_pod_that_is_busy_with_an_upload_is_not_taken_for_dead(api: ApiServer, forwards: PortForwards) -> None:
+    writer, upstream = await uploaded(api, forwards, DEAF_BYTES + 1)
+    now = asyncio.get_running_loop().time()
+    for second in range(1, 120):
+        upstream.look(now + second)
+    assert not upstream.retired
+    for second in range(120, 123):
+        upstream.look(now + second)
+    assert "no pings" in upstream.retired, "from here a node that died under an upload looks the same"
+    writer.close()

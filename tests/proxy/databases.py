@@ -69,8 +69,8 @@ def postgres_server(authority: CertificateAuthority, host: str) -> Iterator[int]
             shutil.chown(directory, owner)
         data = directory / "data"
         initdb = [
-            str(postgres_program("initdb")), "--pgdata", str(data), "--username=kube", "--auth=trust", "--no-sync", "--locale=C",
-            "--encoding=UTF8",
+            str(postgres_program("initdb")), "--pgdata", str(data), "--username=kube", "--auth=trust", "--no-sync",
+            "--locale=C", "--encoding=UTF8",
         ]  # fmt: skip
         made = subprocess.run(initdb, capture_output=True, text=True, timeout=60, cwd=directory, **as_user(owner))
         assert made.returncode == 0, made.stderr

@@ -31,51 +31,42 @@ CALL_LIMIT_S = 15.0
 String = wrappers_pb2.StringValue
 
 
+CUT_AFTER = {EXCHANGES * i // (CUTS + 1) for i in range(1, CUTS + 1)}
+
+
 @dataclass
 class Score:
-    """What became of the exchanges."""
+    """What became of the exchanges; connections are cut at equal distances, while other exchanges are under way."""
 
+    sim: SimCluster
+    numbers: Iterator[int] = field(default_factory=lambda: iter(range(EXCHANGES)))
+    rng: random.Random = field(default_factory=lambda: random.Random(3))
     right: int = 0
     wrong: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     cut: int = 0
-    cut_at: list[int] = field(default_factory=list)
 
     @property
     def total(self) -> int:
         return self.right + len(self.wrong) + len(self.failures)
 
+    def count(self, *, wrong: str | None = None, failure: str | None = None) -> None:
+        """One exchange is over."""
+        self.right += wrong is None and failure is None
+        self.wrong += [wrong] if wrong else []
+        self.failures += [failure] if failure else []
+        if self.total in CUT_AFTER:
+            self.cut += self.sim.faults.cut(share=SHARE, rng=self.rng)
 
-type Client = Callable[[Iterator[int], Score], Awaitable[None]]
-
-
-async def run(sim: SimCluster, client: Client) -> Score:
-    """`CLIENTS` clients share `EXCHANGES` exchanges, while connections are cut at equal distances."""
-    rng = random.Random(3)
-    score = Score()
-    numbers = iter(range(EXCHANGES))
-
-    async def cut() -> None:
-        for i in range(1, CUTS + 1):
-            while score.total < i * EXCHANGES // (CUTS + 1):
-                await asyncio.sleep(0.005)
-            score.cut += sim.faults.cut(share=SHARE, rng=rng)
-            score.cut_at.append(score.total)
-
-    async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
-        group.create_task(cut())
-        for _ in range(CLIENTS):
-            group.create_task(client(numbers, score))
-    return score
-
-
-def check(score: Score) -> None:
-    print(len(score.failures), score.cut, score.failures[:3])
-    assert score.wrong == []
-    assert score.total == EXCHANGES
-    assert len(score.cut_at) == CUTS
-    assert 0 < len(score.failures) <= score.cut, score.failures
-    assert score.cut < EXCHANGES / 5, "so that most calls are on connections that nobody cut"
+    async def take(self, client: Callable[[Score], Awaitable[None]]) -> None:
+        """Lets `CLIENTS` clients share the exchanges, and judges."""
+        async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+            for _ in range(CLIENTS):
+                group.create_task(client(self))
+        assert self.wrong == []
+        assert self.total == EXCHANGES
+        assert 0 < len(self.failures) <= self.cut, self.failures
+        assert self.cut < EXCHANGES / 5, "so that most calls are on connections that nobody cut"
 
 
 PROTOCOLS = pytest.mark.parametrize("protocols", [Protocols.MODERN, Protocols.SPDY, Protocols.V4])
@@ -85,7 +76,7 @@ PROTOCOLS = pytest.mark.parametrize("protocols", [Protocols.MODERN, Protocols.SP
 async def test_grpc(sim: SimCluster, tunnel: Tunnel, protocols: Protocols) -> None:
     sim.faults.protocols = protocols
 
-    async def client(numbers: Iterator[int], score: Score) -> None:
+    async def client(score: Score) -> None:
         options = [
             ("grpc.default_authority", "echo.demo:9090"), ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0),
@@ -96,42 +87,35 @@ async def test_grpc(sim: SimCluster, tunnel: Tunnel, protocols: Protocols) -> No
                 request_serializer=String.SerializeToString,
                 response_deserializer=String.FromString,
             )
-            for number in numbers:
+            for number in score.numbers:
                 try:
                     answer = await unary(String(value=str(number)), timeout=CALL_LIMIT_S)
                 except grpc.aio.AioRpcError as e:
-                    kept = score.failures if e.code() is grpc.StatusCode.UNAVAILABLE else score.wrong
-                    kept.append(f"{number}: {e.code()} {e.details()}")
+                    told = f"{number}: {e.code()} {e.details()}"
+                    score.count(**{"failure" if e.code() is grpc.StatusCode.UNAVAILABLE else "wrong": told})
                 else:
-                    if answer.value == str(number):
-                        score.right += 1
-                    else:
-                        score.wrong.append(f"{number}: {answer.value}")
+                    score.count(wrong=None if answer.value == str(number) else f"{number}: {answer.value}")
 
-    check(await run(sim, client))
+    await Score(sim).take(client)
 
 
 @PROTOCOLS
 async def test_websockets(sim: SimCluster, tunnel: Tunnel, protocols: Protocols) -> None:
     sim.faults.protocols = protocols
 
-    async def client(numbers: Iterator[int], score: Score) -> None:
+    async def client(score: Score) -> None:
         address = {"host": "127.0.0.1", "port": tunnel.port, "proxy": None}
-        number = next(numbers, None)
+        number = next(score.numbers, None)
         while number is not None:
             try:
                 async with connect("ws://echo.demo/ws", open_timeout=CALL_LIMIT_S, **address) as socket:
                     while number is not None:
                         await socket.send(str(number))
                         answer = await asyncio.wait_for(socket.recv(), CALL_LIMIT_S)
-                        if answer == str(number):
-                            score.right += 1
-                        else:
-                            score.wrong.append(f"{number}: {answer!r}")
-                        number = next(numbers, None)
+                        score.count(wrong=None if answer == str(number) else f"{number}: {answer!r}")
+                        number = next(score.numbers, None)
             except (ConnectionClosed, InvalidHandshake) as e:
-                told = score.wrong if isinstance(e, ConnectionClosedOK) else score.failures
-                told.append(f"{number}: {e!r}")
-                number = next(numbers, None)
+                score.count(**{"wrong" if isinstance(e, ConnectionClosedOK) else "failure": f"{number}: {e!r}"})
+                number = next(score.numbers, None)
 
-    check(await run(sim, client))
+    await Score(sim).take(client)

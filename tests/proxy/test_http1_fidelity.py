@@ -39,7 +39,8 @@ SCRIPTS = {
     ),
     "/head": Script(HEAD + b"Content-Length: 12345\r\n\r\n"),
     "/moved": Script(
-        b"HTTP/1.1 302 Found\r\nLocation: http://other.demo.svc.cluster.local:8080/a%2Fb//c\r\nContent-Length: 0\r\n\r\n"
+        b"HTTP/1.1 302 Found\r\n"
+        b"Location: http://other.demo.svc.cluster.local:8080/a%2Fb//c\r\nContent-Length: 0\r\n\r\n"
     ),
     "/close": Script(HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\nok", end="close"),
     "/hangs-up": Script(end="close"),  # without having said so
@@ -47,7 +48,9 @@ SCRIPTS = {
     "/until-reset": Script(HEAD + b"Connection: close\r\n\r\n" + bytes(LONG), end="reset"),
     "/short": Script(HEAD + b"Content-Length: 4000000\r\n\r\n" + bytes(LONG), end="close"),
     "/short-reset": Script(HEAD + b"Content-Length: 4000000\r\n\r\n" + bytes(LONG), end="reset"),
-    "/no-last-chunk": Script(HEAD + b"Transfer-Encoding: chunked\r\n\r\n300000\r\n" + bytes(LONG) + b"\r\n", end="close"),
+    "/no-last-chunk": Script(
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n300000\r\n" + bytes(LONG) + b"\r\n", end="close"
+    ),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 
 import pytest
@@ -98,6 +99,20 @@ async def test_cut(cluster: SimCluster) -> None:
         await two.until(lambda: two.closed)
         await other.ping()
         await other.until(lambda: len(other.pongs) == 2)
+
+
+async def test_cut_a_share(cluster: SimCluster) -> None:
+    """Each connection by its own draw, so that a seed gives the same number each time."""
+    draws = random.Random(1)
+    wanted = sum(draws.random() < 0.5 for _ in range(3))
+    async with spdy(cluster, POD) as one, spdy(cluster, POD) as two, tunnel(cluster, OTHER) as other:
+        assert cluster.faults.cut(share=0.0) == 0
+        assert cluster.faults.cut(share=0.5, rng=random.Random(1)) == wanted
+        assert 0 < wanted < 3
+        clients = (one, two, other)
+        await asyncio.gather(*(client.ping() for client in clients), return_exceptions=True)
+        await asyncio.gather(*(client.until(lambda c=client: c.closed or c.pongs) for client in clients))
+        assert sum(client.closed for client in clients) == wanted
 
 
 def test_rules_add_up() -> None:

@@ -9,7 +9,10 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import h2.events
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 from websockets.asyncio.client import connect
 
 from kubetunnel.sim.tcp_echo import pattern
@@ -108,12 +111,28 @@ async def test_abort_ends_half_way(workload: Workload, option: str, code: int) -
     assert (await curl(option, url(workload, "/hostname"))).code == 0
 
 
-@pytest.mark.parametrize("option", ["--http1.1", "--http2-prior-knowledge"])
-async def test_an_answer_may_overtake_its_upload(workload: Workload, option: str) -> None:
-    result = await curl(
-        option, "-X", "POST", "--data-binary", "@-", url(workload, "/status?code=413"), stdin=bytes(9000)
-    )
+async def test_an_answer_may_overtake_its_upload(workload: Workload) -> None:
+    result = await curl("-X", "POST", "--data-binary", "@-", url(workload, "/status?code=413"), stdin=bytes(9000))
     assert (result.code, result.out) == (0, b"pod-1\n")
+
+
+async def test_an_http2_answer_may_overtake_its_upload(workload: Workload) -> None:
+    """By the h2 library: some versions of curl fail now and then, with Go's servers too."""
+    connection = H2Connection(H2Configuration(header_encoding=None))
+    connection.initiate_connection()
+    connection.send_headers(
+        1, [(":method", "POST"), (":scheme", "http"), (":path", "/status?code=413"), (":authority", "x")]
+    )
+    reader, writer = await dial(workload, 8080)
+    writer.write(connection.data_to_send())
+    events: list[h2.events.Event] = []
+    async with asyncio.timeout(SECOND_S):
+        while not any(isinstance(event, h2.events.StreamReset) for event in events):
+            events += connection.receive_data(await reader.read(1 << 16))
+    assert b"".join(event.data for event in events if isinstance(event, h2.events.DataReceived)) == b"pod-1\n"
+    assert [event.error_code for event in events if isinstance(event, h2.events.StreamReset)] == [0]
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_streams_come_line_by_line(workload: Workload) -> None:
@@ -224,6 +243,24 @@ async def test_mute_never_reads(workload: Workload) -> None:
 
 async def test_nothing_listens_elsewhere(workload: Workload) -> None:
     assert workload.listen_address(9999) is None
+
+
+async def test_a_program_of_ones_own() -> None:
+    workload = Workload("pod-1")
+    await workload.start()
+
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"mine")
+
+    await workload.listen(7000, greet)
+    reader, writer = await dial(workload, 7000)
+    async with asyncio.timeout(SECOND_S):
+        assert await reader.read() == b"mine"
+    writer.close()
+    with pytest.raises(OSError, match="port 9000 of pod pod-1 is taken"):
+        await workload.listen(9000, greet)
+    await workload.aclose()
+    assert workload.listen_address(7000) is None
 
 
 async def test_closing_leaves_nothing_behind() -> None:

@@ -25,9 +25,9 @@ from kubetunnel.core.errors import KubeTunnelError
 
 logger = logging.getLogger(__name__)
 
-ANSWER_TIMEOUT_S = (
-    5.0  # until an answer's head; the API server itself gives up on etcd after 60 s, nobody waits so long
-)
+# until an answer's head; the API server itself gives up on etcd after 60 s. Nobody waits so long for his refusal
+# (`followed.PATIENCE_S`), but an API server whose own webhooks are cold must be given the time to answer
+ANSWER_TIMEOUT_S = 5.0
 WATCH_TIMEOUT_S = 300.0  # asked of the server; its own default is 30 to 60 min, which hides a dead connection too long
 WATCH_GRACE_S = 10.0
 PAGE_SIZE = 500  # client-go's default
@@ -93,15 +93,18 @@ class ApiServer:
         answer = await self._exchange("get", query, query.object_path, {})
         return None if answer is None else self._decode(answer.body, query.type)
 
-    async def list_objects[T: ApiObject](self, query: Query[T]) -> Listing[T] | None:
-        """All objects that the query selects, page by page; None where the server has no such resource (404)."""
+    async def list_objects[T: ApiObject](self, query: Query[T], *, background: bool = False) -> Listing[T] | None:
+        """All objects that the query selects, page by page; None where the server has no such resource (404).
+
+        With `background` (nobody waits for it) credentials are renewed once for each that is refused, as for a watch.
+        """
         try:
-            return await self._list_pages(query, {"limit": str(PAGE_SIZE)})
+            return await self._list_pages(query, {"limit": str(PAGE_SIZE)}, background=background)
         except GoneError:
             # the pages took longer than the server keeps old versions: all at once, as client-go's pager does
             logger.debug("The list of %s outlived its continue token and is asked for whole", query.resource)
         try:
-            return await self._list_pages(query, {})
+            return await self._list_pages(query, {}, background=background)
         except GoneError as error:
             raise NotKubernetesError(f"The API server {self.access.server} answered 410 to a list.") from error
 
@@ -121,7 +124,7 @@ class ApiServer:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(max(1, round(self._watch_timeout_s))),
         }
-        response = await self._http.send(query.path, parameters)
+        response = await self._http.send(query.path, parameters, background=True)
         try:
             if response.status != 200:
                 answer = await self._http.read(response)
@@ -141,12 +144,14 @@ class ApiServer:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _list_pages[T: ApiObject](self, query: Query[T], parameters: dict[str, str]) -> Listing[T] | None:
+    async def _list_pages[T: ApiObject](
+        self, query: Query[T], parameters: dict[str, str], *, background: bool
+    ) -> Listing[T] | None:
         items: list[T] = []
         token = ""
         while True:
             page = parameters | query.selectors | ({"continue": token} if token else {})
-            answer = await self._exchange("list", query, query.path, page)
+            answer = await self._exchange("list", query, query.path, page, background=background)
             if answer is None:
                 return None
             found = self._decode(answer.body, _List)
@@ -156,7 +161,7 @@ class ApiServer:
                 return Listing(tuple(items), found.metadata.resource_version)
 
     async def _exchange[T: ApiObject](
-        self, verb: str, query: Query[T], path: str, parameters: dict[str, str]
+        self, verb: str, query: Query[T], path: str, parameters: dict[str, str], *, background: bool = False
     ) -> Answer | None:
         """One answer of status 200, or None for 404. Overload and cuts are tried again, within the budget."""
         clock = asyncio.get_running_loop().time
@@ -167,7 +172,7 @@ class ApiServer:
             failure: KubeTunnelError
             try:
                 async with self._slots:
-                    answer = await self._http.read(await self._http.send(path, parameters))
+                    answer = await self._http.read(await self._http.send(path, parameters, background=background))
                 if answer.status == 200:
                     return answer
                 if answer.status == 404:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from kubetunnel.cluster import decode
 from kubetunnel.cluster.access import ClusterAccess
 from kubetunnel.cluster.api import ApiServer
-from kubetunnel.cluster.followed import FollowedService
+from kubetunnel.cluster.followed import PATIENCE_S, FollowedService
 from kubetunnel.cluster.missing import not_found
 from kubetunnel.cluster.resource import PODS, SERVICES, Query
 from kubetunnel.cluster.rights import Rights
@@ -47,11 +47,17 @@ class Discovery:
     Args:
         access: how to reach the API server. Not closed by `aclose`.
         idle_timeout_s: how long a Service that nobody asks for is kept up.
+        patience_s: how long a lookup is waited for. It goes on, and who asks again profits from it.
         api: in place of one with the usual timeouts.
     """
 
     def __init__(
-        self, access: ClusterAccess, *, idle_timeout_s: float = IDLE_TIMEOUT_S, api: ApiServer | None = None
+        self,
+        access: ClusterAccess,
+        *,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
+        api: ApiServer | None = None,
     ) -> None:
         self._access = access
         self._idle_timeout_s = idle_timeout_s
@@ -62,12 +68,22 @@ class Discovery:
         self._renewals = 0
         self._followed: dict[Key, FollowedService] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._openings: SingleFlight[Key, ServiceState] = SingleFlight()
-        self._fetches: SingleFlight[Key, ServiceState] = SingleFlight()
-        self._pods: SingleFlight[Key, Endpoint] = SingleFlight()
+        self._openings: SingleFlight[Key, ServiceState] = self._single_flight(patience_s)
+        self._fetches: SingleFlight[Key, ServiceState] = self._single_flight(patience_s)
+        self._pods: SingleFlight[Key, Endpoint] = self._single_flight(patience_s)
         self._remembered: dict[tuple[str, Key], tuple[float, Endpoint | KubeTunnelError]] = {}
         self._callbacks: list[OnChange] = []
         self._idle_timer: asyncio.TimerHandle | None = None
+
+    def _single_flight[V](self, patience_s: float) -> SingleFlight[Key, V]:
+        return SingleFlight(patience_s=patience_s, out_of_patience=lambda: self._out_of_patience(patience_s))
+
+    def _out_of_patience(self, patience_s: float) -> Timeout:
+        return Timeout(
+            f"The API server {self._access.server} of context {self._access.context} has not answered after "
+            f"{patience_s:g} s; it is still being asked.",
+            command=self._access.kubectl("get", "--raw", "/readyz?verbose"),
+        )
 
     async def service(self, namespace: str, name: str, *, fresh: bool = False) -> ServiceState:
         """The Service and its EndpointSlices; at its first use one round trip in depth, later from memory.
@@ -118,7 +134,9 @@ class Discovery:
         return tuple(decode.service(found) for found in listing.items) if listing else ()
 
     def subscribe(self, callback: OnChange) -> Callable[[], None]:
-        """Call `callback(namespace, name, state)` at every change of a Service in use; state None: it was deleted.
+        """Call `callback(namespace, name, state)` of every Service in use: its first state, and every change of it.
+
+        The state is None where the Service was deleted.
 
         Returns:
             What ends the subscription.
@@ -161,6 +179,7 @@ class Discovery:
         if self._renewals != self._api.renewals:
             self._renewals = self._api.renewals
             self._rights.forget()  # other credentials, other rights
+        before = self._followed.get(key)
         followed = self._follow(*key)
         try:
             state = await followed.open()
@@ -169,8 +188,11 @@ class Discovery:
         except (ServiceNotFound, NamespaceNotFound, Forbidden) as error:
             self._remember("service", key, error)
             raise
+        if self._followed.get(key) is not before:
+            return state  # another attempt was faster, and is kept up
         self._let_go(key)
         self._followed[key] = followed
+        self._notify(*key, state)
         followed.start()
         if self._idle_timer is None:
             self._idle_timer = asyncio.get_running_loop().call_later(self._idle_timeout_s, self._end_idle)

@@ -22,6 +22,8 @@ from kubetunnel.core.errors import ClusterUnreachable, Forbidden, KubeTunnelErro
 
 logger = logging.getLogger(__name__)
 
+PATIENCE_S = 1.8  # for a fetch that somebody waits for: a refusal is due within 2 s. The fetch itself goes on
+
 SOURCES = (ENDPOINT_SLICES, ENDPOINTS, PODS)  # of endpoints, the best first
 
 type Source = Reflector[decode.SliceObject] | Reflector[decode.EndpointsObject] | Reflector[decode.PodObject]
@@ -57,7 +59,7 @@ class FollowedService:
         self._refusals: dict[Resource, Forbidden] = {}
         self._opened = False
         self._state: ServiceState | None = None
-        self._refreshing = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def _reflect[T: decode.ApiObject](self, query: Query[T]) -> Reflector[T]:
@@ -109,16 +111,27 @@ class FollowedService:
         self._task = asyncio.create_task(self._run(), name=f"kube-tunnel watch {self.namespace}/{self.name}")
 
     async def state(self) -> ServiceState | None:
-        """What is known, at once where watches keep it up, else fetched (not more often than once a second)."""
+        """What is known, at once where watches keep it up, else fetched (not more often than once a second).
+
+        Where the fetch takes longer than the patience, the last known state has to do.
+        """
+        for copy in self._copies:
+            copy.wanted()
         if any(copy.due for copy in self._copies):
-            async with self._refreshing:
-                await self._refresh_due()
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = asyncio.create_task(self._refresh_due(), name=f"kube-tunnel fetch {self.name}")
+            refreshing = self._refreshing
+            await asyncio.wait({refreshing}, timeout=PATIENCE_S)
+            if refreshing.done() and not refreshing.cancelled():
+                refreshing.result()
         return self._state
 
     async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        tasks = {task for task in (self._task, self._refreshing) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     @property
     def _copies(self) -> list[Copy]:

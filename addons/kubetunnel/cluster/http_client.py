@@ -90,17 +90,34 @@ class HttpClient:
         self._access = access
         self._answer_timeout_s = answer_timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._background_renewal = asyncio.Lock()
+        self._refused_in_background: str | None = None  # the Authorization that was last renewed for the background
 
-    async def send(self, path: str, parameters: dict[str, str]) -> aiohttp.ClientResponse:
-        """The head of an answer. A 401 renews the credentials and is tried again, once."""
+    async def send(self, path: str, parameters: dict[str, str], *, background: bool = False) -> aiohttp.ClientResponse:
+        """The head of an answer. A 401 renews the credentials and is tried again, once.
+
+        With `background` nobody waits for it (a watch): one refused credential is renewed once for all of them, since
+        a renewal may start a login.
+        """
         response = await self._send_once(path, parameters)
         if response.status != 401:
+            self._refused_in_background = None
             return response
         response.close()
-        await self._access.renew(response.request_info.headers.get("Authorization", ""))
+        refused = response.request_info.headers.get("Authorization", "")
+        if background:
+            async with self._background_renewal:
+                if refused != self._refused_in_background:
+                    self._refused_in_background = refused
+                    await self._renew(refused)
+        else:
+            await self._renew(refused)
+        return await self._send_once(path, parameters)
+
+    async def _renew(self, refused: str) -> None:
+        await self._access.renew(refused)
         self.renewals += 1
         logger.info("The API server %s refused our credentials, and they were renewed", self._access.server)
-        return await self._send_once(path, parameters)
 
     async def _send_once(self, path: str, parameters: dict[str, str]) -> aiohttp.ClientResponse:
         headers: CIMultiDict[str] = CIMultiDict(_JSON)

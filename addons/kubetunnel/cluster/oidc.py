@@ -14,6 +14,9 @@ import dataclasses
 import logging
 import os
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +29,9 @@ from kubetunnel.cluster.user import OidcProvider
 from kubetunnel.core.errors import Unauthenticated
 
 logger = logging.getLogger(__name__)
+
+LOCK_WAIT_S = 1.0  # kubectl holds it for milliseconds; a request may be waiting for our token
+LOCK_POLL_S = 0.02
 
 
 class _Discovery(msgspec.Struct):
@@ -103,14 +109,36 @@ async def _exchange(session: aiohttp.ClientSession, provider: OidcProvider) -> _
 def _write_back(provider: OidcProvider) -> None:
     """Put the new tokens into the kubeconfig. Where that cannot be done it is told, and they are used all the same."""
     try:
-        content = yaml.safe_load(provider.file.read_text(encoding="utf-8"))
-        for item in content["users"]:
-            if item["name"] == provider.user:
-                config = item["user"]["auth-provider"]["config"]
-                config["id-token"], config["refresh-token"] = provider.id_token, provider.refresh_token
-        _replace(provider.file, yaml.safe_dump(content, default_flow_style=False))
+        with _locked(provider.file):
+            content = yaml.safe_load(provider.file.read_text(encoding="utf-8"))
+            for item in content["users"]:
+                if item["name"] == provider.user:
+                    config = item["user"]["auth-provider"]["config"]
+                    config["id-token"], config["refresh-token"] = provider.id_token, provider.refresh_token
+            _replace(provider.file, yaml.safe_dump(content, default_flow_style=False))
+    except FileExistsError as error:
+        logger.warning("The new OIDC tokens were not written: somebody holds the lock %s", error.filename)
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         logger.warning("The new OIDC tokens could not be written to %s: %s", provider.file, type(error).__name__)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the file's lock as client-go's clientcmd takes it. Raises FileExistsError where another keeps it."""
+    lock = file.with_name(f"{file.name}.lock")
+    give_up_at = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL, 0))
+            break
+        except FileExistsError:
+            if time.monotonic() >= give_up_at:
+                raise
+            time.sleep(LOCK_POLL_S)
+    try:
+        yield
+    finally:
+        lock.unlink()
 
 
 def _replace(file: Path, text: str) -> None:

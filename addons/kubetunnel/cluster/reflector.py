@@ -47,7 +47,8 @@ class Reflector[T: ApiObject]:
         self._on_change = on_change
         self._resource_version = ""  # "" where only a get was allowed: nothing to watch from
         self._refreshed_at = float("-inf")
-        self._broken = False
+        self._broken = ""  # how, as it was logged
+        self._wanted = asyncio.Event()
 
     def __str__(self) -> str:
         selected = self._query.name or self._query.labels
@@ -83,12 +84,19 @@ class Reflector[T: ApiObject]:
             return
         raise refusals["list"]
 
+    def wanted(self) -> None:
+        """Somebody uses the copy: a watch that waits for other credentials is tried again."""
+        self._wanted.set()
+
     def postpone(self) -> None:
         """The fetch failed: what is known counts as fresh for a moment, so that not every request waits for it."""
         self._refreshed_at = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
         """Watch, and go on after every failure, for ever; ends only where there is no right to watch.
+
+        While the credentials are refused only a use (`wanted`) leads to another attempt: each may run a plugin, which
+        may open a browser that nobody sits at.
 
         Raises:
             Forbidden, AbsentError: the right to list was taken away, or the resource is no more.
@@ -116,21 +124,24 @@ class Reflector[T: ApiObject]:
                 return
             if failure is not None:
                 # one line for an outage, not one for every attempt
-                logger.log(
-                    logging.DEBUG if self._broken else logging.WARNING, "The watch on %s broke: %s", self, failure
-                )
-                self._broken = True
+                how = "rests until it is used" if isinstance(failure, Unauthenticated) else "broke"
+                level = logging.DEBUG if self._broken == how else logging.WARNING
+                logger.log(level, "The watch on %s %s: %s", self, how, failure)
+                self._broken = how
             if clock() - started > STEADY_S:
                 delays = RECONNECT.delays_s(self._rng)
                 if failure is None:
                     continue  # the server's timeoutSeconds
+            self._wanted.clear()
             await asyncio.sleep(next(delays))
+            if isinstance(failure, Unauthenticated):
+                await self._wanted.wait()
 
     async def _watch_once(self) -> Exception | None:
         """One watch; before it a list, where the last version is of no more use. None: the server ended it in order."""
         try:
             if not self._resource_version:
-                await self._list()
+                await self._list(background=True)
             await self._follow()
         except (GoneError, NotKubernetesError) as error:
             self._resource_version = ""
@@ -148,7 +159,7 @@ class Reflector[T: ApiObject]:
             self.connected = True
             if self._broken:
                 logger.info("The watch on %s is back", self)
-                self._broken = False
+                self._broken = ""
             async for event in events:
                 self._resource_version = event.resource_version or self._resource_version
                 if event.object is not None:
@@ -163,8 +174,8 @@ class Reflector[T: ApiObject]:
         if self.objects != before:
             self._on_change()
 
-    async def _list(self) -> None:
-        listing = await self._api.list_objects(self._query)
+    async def _list(self, *, background: bool = False) -> None:
+        listing = await self._api.list_objects(self._query, background=background)
         if listing is None:
             self._rights.refuse("", self._query.resource, "list")
             raise AbsentError(str(self._query.resource))

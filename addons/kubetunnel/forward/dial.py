@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from urllib.parse import quote, urlsplit
 
 from kubetunnel.cluster.access import ClusterAccess
+from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import (
     ClusterUnreachable,
     Forbidden,
     KubeTunnelError,
-    NoReadyEndpoints,
+    PodGone,
     Timeout,
     Unauthenticated,
     UpstreamProtocol,
@@ -31,8 +33,11 @@ from kubetunnel.forward.websocket import WebSocketFrames
 
 logger = logging.getLogger(__name__)
 
-ANSWER_TIMEOUT_S = 10.0  # for one offer: the API server dials the node meanwhile
+# for one offer: the API server dials the node meanwhile. Who waits is refused earlier (`pool.OPEN_TIMEOUT_S`)
+ANSWER_TIMEOUT_S = 5.0
 _RENEWALS = 1
+_OVERLOAD = Backoff(base_s=0.2, cap_s=0.8, retries=2)
+_RETRY_BUDGET_S = 1.5  # a refusal is due within 2 s
 
 
 class Dialer:
@@ -50,7 +55,7 @@ class Dialer:
 
         Raises:
             Forbidden, Unauthenticated, ClusterUnreachable, Timeout
-            NoReadyEndpoints: the pod is gone.
+            PodGone: the pod is there no more, or cannot be forwarded to any more.
             UpstreamReset: the API server does not reach the pod's node.
             UpstreamProtocol: all protocols were refused.
         """
@@ -90,7 +95,7 @@ class Dialer:
         pod = f"{target.namespace}/{target.pod}"
         if last.meaning is Meaning.POD_GONE:
             command = self._access.kubectl("-n", target.namespace, "get", "pod", target.pod)
-            return NoReadyEndpoints(f"Pod {pod} is gone: {last.message}.", command=command)
+            return PodGone(f"Pod {pod} is gone: {last.message}.", command=command)
         if last.meaning is Meaning.NODE_UNREACHABLE:
             command = self._access.kubectl("get", "nodes")
             return UpstreamReset(f"The API server cannot reach the node of pod {pod}: {last.message}.", command=command)
@@ -99,8 +104,13 @@ class Dialer:
             return Unauthenticated(
                 f"The API server took no credentials for a port-forward: {last.message}.", command=command
             )
-        if all(verdict.meaning is Meaning.FORBIDDEN for verdict in refusals):
-            verb = "create" if any(verdict.verb == "create" for verdict in refusals) else last.verb or "create"
+        if last.meaning is Meaning.OVERLOADED:
+            detail = f"The API server {self._access.server} is overloaded and opens no port-forward: {last.message}."
+            return ClusterUnreachable(detail, command=self._access.kubectl("get", "--raw", "/readyz?verbose"))
+        # a proxy that does not let one protocol through says nothing of the right that the other one lacks
+        verbs = {verdict.verb for verdict in refusals if verdict.meaning is Meaning.FORBIDDEN}
+        if any(verbs) or all(verdict.meaning is Meaning.FORBIDDEN for verdict in refusals):
+            verb = "create" if "create" in verbs else next(filter(None, verbs), "create")
             words = ("auth", "can-i", verb, "pods/portforward", "-n", target.namespace)
             detail = f"The right to {verb} pods/portforward in namespace {target.namespace} is missing."
             return Forbidden(detail, command=self._access.kubectl(*words))
@@ -122,6 +132,19 @@ class _Attempt:
         self._renewals = _RENEWALS
 
     async def offer(self, way: Way) -> Upstream | Verdict:
+        """One protocol offered, again a little later while the API server is overloaded."""
+        give_up_at = time.monotonic() + _RETRY_BUDGET_S
+        for delay_s in _OVERLOAD.delays_s(random.Random()):  # noqa: S311  (jitter)
+            answer = await self._offer_once(way)
+            if not isinstance(answer, Verdict) or answer.meaning is not Meaning.OVERLOADED:
+                return answer
+            wait_s = max(delay_s, answer.retry_after_s)
+            if time.monotonic() + wait_s > give_up_at:
+                return answer
+            await asyncio.sleep(wait_s)
+        return await self._offer_once(way)
+
+    async def _offer_once(self, way: Way) -> Upstream | Verdict:
         """One protocol offered; after a 401 once more, with renewed credentials."""
         credentials = await self._access.headers()
         answer = await self._exchange(way, credentials)

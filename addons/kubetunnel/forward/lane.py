@@ -23,9 +23,6 @@ class UpstreamFacts:
     state: str = "open"  # then "draining", "closed"
     streams: int = 0
     streams_opened: int = 0
-    bytes_sent: int = 0  # payload, over all streams
-    bytes_received: int = 0
-    last_error: str = ""
 
     def __str__(self) -> str:
         return f"{self.number} to {self.namespace}/{self.pod}"
@@ -45,6 +42,7 @@ class Lane:
 
     stream: ForwardStream
     unheard_bytes: int = 0  # sent since the pod's last byte
+    sent_at: float = 0.0
     finished_at: float | None = None  # our FIN: the client is gone, the runtime is about to end it
     finished_bytes: int = 0  # that came after it
     counted: bool = True  # in the pool's books

@@ -2,7 +2,8 @@
 
 In tunnel mode a dead node shows by nothing else: the API server keeps its side open. But silence has innocent causes as
 well: we stopped reading, or the pod does not take what we upload, and the runtime's read loop, which answers pings, is
-stuck behind it. Only silence with neither of them is death.
+stuck behind it. Only silence with neither of them is death, and with an upload a much longer one: from here a node that
+died under it looks the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Literal
 
 PING_INTERVAL_S = 5.0
 DEATH_S = 10.0
+UPLOAD_DEATH_S = 120.0  # a pod may be busy for so long with what it has, and read no more of it
 STALL_S = 1.0  # a ping unanswered for so long: not dead yet, but no place for a new stream
 
 
@@ -53,7 +55,8 @@ class Liveness:
             self._heard_at = now
             self._pinged_at = None
         silence = now - self._heard_at
-        if silence >= self._death_s and self._pinged_at is not None and self.answers and not uploading:
+        death_s = UPLOAD_DEATH_S if uploading else self._death_s
+        if silence >= death_s and self._pinged_at is not None and self.answers:
             return "dead"
         if silence >= self._ping_interval_s and self._pinged_at is None:
             self._pinged_at = now

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from kubetunnel.forward.errors import pod_is_gone
 from kubetunnel.forward.upgrade import Refusal
 
 TUNNEL = "SPDY/3.1+portforward.k8s.io"
@@ -58,6 +59,7 @@ class Meaning(Enum):
     FORBIDDEN = "a right is missing"
     UNAUTHENTICATED = "the credentials were not taken"
     POD_GONE = "there is no such pod"
+    OVERLOADED = "ask again later"
     NODE_UNREACHABLE = "the API server does not reach the pod's node"
 
 
@@ -66,6 +68,7 @@ class Verdict:
     meaning: Meaning
     message: str
     verb: str = ""  # of the missing right
+    retry_after_s: float = 0.0  # at least
 
 
 def judge(refusal: Refusal) -> Verdict:
@@ -83,6 +86,11 @@ def judge(refusal: Refusal) -> Verdict:
         return Verdict(Meaning.FORBIDDEN, message, found[1] if found else "")
     if refusal.status == 404 and (status is not None or "pod" in message.casefold()):
         return Verdict(Meaning.POD_GONE, message)
+    if refusal.status >= 400 and (pod_is_gone(message) or "does not have a host assigned" in message):
+        return Verdict(Meaning.POD_GONE, message)  # the kubelet's and the runtime's words; the API server's own
+    # API priority and fairness answers 429; 503 is overload only where it says how long (RFC 9110 15.6.4)
+    if refusal.status == 429 or (refusal.status == 503 and refusal.retry_after_s is not None):
+        return Verdict(Meaning.OVERLOADED, message, retry_after_s=refusal.retry_after_s or 0.0)
     if refusal.status >= 500 and re.search(r"dial|no route|i/o timeout|not ready|unavailable", message):
         return Verdict(Meaning.NODE_UNREACHABLE, message)
     return Verdict(Meaning.UNKNOWN_PROTOCOL, message)

@@ -64,6 +64,7 @@ class _Upstream:
 class _Dialling:
     waiter: int  # whose need it was; it may have been served by another upstream meanwhile
     failures: int  # in a row, when it began
+    overdue: bool = False  # somebody's patience ended: it may be stuck, and nobody else has to rely on it
 
 
 class PodPolicy:
@@ -104,9 +105,12 @@ class PodPolicy:
         self._waiters[waiter] = port
         return self._balance(now)
 
-    def give_up(self, waiter: int, now: float) -> list[Action]:
-        """A waiter went away unanswered. A dial that was his goes on: it is a spare soon."""
+    def give_up(self, waiter: int, now: float, *, overdue: bool = False) -> list[Action]:
+        """A waiter went away unanswered, `overdue` for the time that it took. A dial that was his goes on: it is a
+        spare soon, and in place of an overdue one another is begun for who comes next."""
         self._waiters.pop(waiter, None)
+        for dial in self._dials.values():
+            dial.overdue = dial.overdue or (overdue and dial.waiter == waiter)
         return self._balance(now)
 
     def dialled(self, upstream: int, now: float, *, port: int | None = None) -> list[Action]:
@@ -190,11 +194,12 @@ class PodPolicy:
         unserved = [waiter for waiter in self._waiters if waiter not in served]
         # a dial whose waiter was served otherwise is for the next one, if it is not bound to another port
         for dial in self._dials.values():
-            if unserved and dial.waiter not in self._waiters:
+            if unserved and dial.waiter not in self._waiters and not dial.overdue:
                 dial.waiter = unserved.pop(0)
         for waiter in unserved:
             full = len(self._upstreams) + len(self._dials) >= self._max_upstreams
-            if self._dials and (full or self._failures):
+            hopeful = any(not dial.overdue for dial in self._dials.values())
+            if (self._dials and full) or (hopeful and self._failures):
                 break
             actions.append(self._dial(waiter, now))
         return actions

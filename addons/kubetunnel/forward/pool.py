@@ -16,7 +16,7 @@ from dataclasses import replace
 from kubetunnel.cluster.access import ClusterAccess
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort
-from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol, UpstreamReset
+from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout, UpstreamProtocol, UpstreamReset
 from kubetunnel.forward.channel_upstream import ChannelUpstream
 from kubetunnel.forward.dial import ANSWER_TIMEOUT_S, Dialer
 from kubetunnel.forward.lane import UpstreamFacts
@@ -25,10 +25,10 @@ from kubetunnel.forward.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
-OPEN_TIMEOUT_S = 15.0  # one whole open; connecting and the API server's answer have shorter limits of their own
+OPEN_TIMEOUT_S = 1.8  # for who waits: a refusal is due within 2 s. The dial goes on, and is there for the next one
 LOOK_INTERVAL_S = 1.0
 CLOSE_TIMEOUT_S = 2.0  # for the good-byes of aclose
-_BACKOFF = Backoff(base_s=0.1, cap_s=1.0)  # the cap is what a request may lose to it and be refused within 2 s
+_BACKOFF = Backoff(base_s=0.1, cap_s=0.25)  # with the connect timeout (1.5 s) less than OPEN_TIMEOUT_S
 _OPENS = 3  # an upstream may die between its choice and its use
 
 
@@ -44,6 +44,7 @@ class PortForwards:
         max_upstreams: upgraded connections a pod, before its streams share them.
         idle_timeout_s: an unused upstream is closed after it.
         answer_timeout_s: for the API server's answer to one upgrade request.
+        open_timeout_s: how long an open waits for an upstream.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class PortForwards:
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
         open_timeout_s: float = OPEN_TIMEOUT_S,
     ) -> None:
+        self._access = access
         self._max_upstreams = max_upstreams
         self._idle_timeout_s = idle_timeout_s
         self._open_timeout_s = open_timeout_s
@@ -72,24 +74,24 @@ class PortForwards:
 
         Raises:
             Forbidden, Unauthenticated, ClusterUnreachable, Timeout, UpstreamReset, UpstreamProtocol
-            NoReadyEndpoints: the pod is gone.
+            PodGone: the pod is there no more.
         """
         if self._closed:
-            raise RuntimeError("the port-forwards are closed")
+            raise ClusterUnreachable(f"The session to {self._access.server} was closed: its settings changed.")
         pod = self._pod(target.namespace, target.pod)
         try:
-            async with asyncio.timeout(self._open_timeout_s):
-                for attempt in itertools.count(1):
-                    upstream = await pod.acquire(target)
-                    try:
-                        stream = upstream.open_stream(target, protocol_factory)
-                    except UpstreamReset:
-                        pod.release(upstream)
-                        if attempt == _OPENS:
-                            raise
-                    else:
-                        protocol: P = stream.get_protocol()  # type: ignore[assignment]  # the factory made it
-                        return stream, protocol
+            give_up_at = asyncio.get_running_loop().time() + self._open_timeout_s
+            for attempt in itertools.count(1):
+                upstream = await pod.acquire(target, give_up_at)
+                try:
+                    stream = upstream.open_stream(target, protocol_factory)
+                except UpstreamReset:
+                    pod.release(upstream)
+                    if attempt == _OPENS:
+                        raise
+                else:
+                    protocol: P = stream.get_protocol()  # type: ignore[assignment]  # the factory made it
+                    return stream, protocol
         except TimeoutError as error:
             raise Timeout(f"No port-forward to {target} within {self._open_timeout_s:g} s.") from error
         raise AssertionError("unreachable")
@@ -208,22 +210,28 @@ class _Pod:
         self._targets: dict[int, PodPort] = {}
         self._numbers = itertools.count(1)
 
-    async def acquire(self, target: PodPort) -> Upstream:
-        """An upstream with room for a stream, which is counted already: open it at once, or `release` it."""
+    async def acquire(self, target: PodPort, give_up_at: float) -> Upstream:
+        """An upstream with room for a stream, which is counted already: open it at once, or `release` it.
+
+        Raises TimeoutError at `give_up_at`, seconds of the loop's clock.
+        """
         waiter = next(self._numbers)
         answer: asyncio.Future[Upstream] = self._loop.create_future()
         self._waiters[waiter] = answer
         self._targets[waiter] = target
         self._do(self.policy.want(waiter, target.port, self._loop.time()))
+        overdue = False
         try:
-            return await answer
-        except asyncio.CancelledError:
+            async with asyncio.timeout_at(give_up_at):
+                return await answer
+        except (asyncio.CancelledError, TimeoutError) as error:
+            overdue = isinstance(error, TimeoutError)
             if answer.done() and not answer.cancelled() and answer.exception() is None:
                 self.release(answer.result())
             raise
         finally:
             del self._waiters[waiter], self._targets[waiter]
-            self._do(self.policy.give_up(waiter, self._loop.time()))
+            self._do(self.policy.give_up(waiter, self._loop.time(), overdue=overdue))
 
     def release(self, upstream: Upstream) -> None:
         """A stream on the upstream ended."""

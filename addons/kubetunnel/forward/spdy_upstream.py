@@ -18,6 +18,7 @@ from kubetunnel.forward.spdy import (
     DataReceived,
     Event,
     GoAwayReceived,
+    PingAcknowledged,
     SpdyConnection,
     SpdyError,
     StreamOpened,
@@ -51,6 +52,7 @@ class SpdyUpstream(Upstream):
         self._frames = frames
         self._requests = 0
         self._by_id: dict[int, _SpdyLane] = {}
+        self._pinged_at: dict[int, float] = {}
 
     def _open_lane(self, stream: ForwardStream) -> Lane:
         if not self._spdy.can_open:
@@ -86,7 +88,7 @@ class SpdyUpstream(Upstream):
         return self._frames.data_to_send()
 
     def _queue_ping(self) -> None:
-        self._spdy.ping()
+        self._pinged_at[self._spdy.ping()] = self._loop.time()
 
     def _queue_close(self) -> None:
         self._spdy.goaway()
@@ -125,6 +127,8 @@ class SpdyUpstream(Upstream):
                 self._take_fin(stream_id)
             case StreamReset(stream_id, status):
                 self._take_reset(stream_id, status)
+            case PingAcknowledged(ping_id):
+                self._read_until = self._pinged_at.pop(ping_id)
             case StreamOpened(stream_id):
                 self._spdy.reset(stream_id, REFUSED_STREAM)
             case GoAwayReceived(_, status):

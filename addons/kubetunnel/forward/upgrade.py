@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import h11
 
+from kubetunnel.cluster.answers import retry_after_s
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Unauthenticated, UpstreamProtocol
 from kubetunnel.forward.upstream import Upstream
 
@@ -29,6 +30,7 @@ class Refusal:
 
     status: int
     body: bytes
+    retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class UpgradeConnection(asyncio.Protocol):
         self._make: Callable[[str], Upstream] | None = None
         self._accept = ""
         self._status = 0
+        self._retry_after_s: float | None = None
         self._body = bytearray()
 
     @property
@@ -94,8 +97,9 @@ class UpgradeConnection(asyncio.Protocol):
         self._make, self._accept = make, offer.accept
         self._body.clear()
         fields = [*headers, ("Connection", "Upgrade"), ("Upgrade", offer.upgrade), *offer.headers]
+        raw = [(name.encode(), value.encode()) for name, value in fields]  # a user to impersonate may be no ASCII
         try:
-            request = h11.Request(method=offer.method, target=offer.target, headers=fields)
+            request = h11.Request(method=offer.method, target=offer.target, headers=raw)
         except h11.LocalProtocolError:  # h11's message quotes the header, which may be the token
             raise Unauthenticated("The credentials have characters that no HTTP header can carry.") from None
         if self._transport.is_closing():
@@ -146,6 +150,7 @@ class UpgradeConnection(asyncio.Protocol):
             return True
         if isinstance(event, h11.Response):
             self._status = event.status_code
+            self._retry_after_s = retry_after_s(dict(event.headers).get(b"retry-after", b"").decode("latin-1"))
         elif isinstance(event, h11.Data):
             self._body += event.data
             if len(self._body) > MAX_BODY_BYTES:
@@ -153,7 +158,7 @@ class UpgradeConnection(asyncio.Protocol):
                 self.abort()
                 return True
         elif isinstance(event, h11.EndOfMessage):
-            self._end(Refusal(self._status, bytes(self._body)))
+            self._end(Refusal(self._status, bytes(self._body), self._retry_after_s))
             return True
         return False
 

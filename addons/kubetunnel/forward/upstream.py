@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         self._reading_paused = False
         self._close_reason = ""
         self._liveness = Liveness(self._loop.time())
+        self._read_until = -math.inf  # when the last ping that was answered was sent
 
     # -- what a protocol is
 
@@ -151,7 +153,7 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         lane = self._lanes.get(stream)
         if lane is not None:
             lane.unheard_bytes += len(data)
-            self.facts.bytes_sent += len(data)
+            lane.sent_at = self._loop.time()
             self._queue(lane, data)
             self._schedule(len(data))
 
@@ -283,7 +285,6 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         return UpstreamReset(detail)
 
     def _feed(self, lane: Lane, data: bytes) -> None:
-        self.facts.bytes_received += len(data)
         lane.unheard_bytes = 0
         if lane.finished_at is None:
             lane.stream.feed(data)
@@ -299,8 +300,6 @@ class Upstream(asyncio.BufferedProtocol, ABC):
         if self._lanes.pop(lane.stream, None) is None:
             return
         self.facts.streams -= 1
-        if error is not None and lane.finished_at is None:
-            self.facts.last_error = error.detail
         if (error is not None or lane.unheard_bytes) and not self._close_reason:
             # bytes that nobody in the runtime reads any more block one of its five frame workers until the upstream
             # closes (seen with containerd 1.6): a refused port's first frame does, a closed pod connection's second
@@ -326,7 +325,13 @@ class Upstream(asyncio.BufferedProtocol, ABC):
             self._owner.stream_ended(self)
 
     def _uploading(self) -> bool:
-        return any(lane.unheard_bytes >= UPLOAD_BYTES for lane in self._lanes.values())
+        """Whether the runtime's read loop may be stuck behind what the pod does not take.
+
+        It was not when it answered a ping: what was sent before that it has read.
+        """
+        return any(
+            lane.unheard_bytes >= UPLOAD_BYTES and lane.sent_at > self._read_until for lane in self._lanes.values()
+        )
 
     def _heard(self) -> None:
         self._liveness.heard(self._loop.time())

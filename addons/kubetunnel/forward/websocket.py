@@ -15,7 +15,7 @@ from websockets.protocol import Protocol, Side, State
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 # at DEBUG the package would log the beginning of every frame, and what is forwarded is nobody's business
-_NO_LOG = logging.Logger("kubetunnel.forward.websocket frames", logging.CRITICAL)
+_NO_LOG = logging.Logger("kubetunnel.forward.websocket frames", logging.CRITICAL)  # noqa: LOG001 - no child of the root, whose level would count
 
 
 class WebSocketError(Exception):

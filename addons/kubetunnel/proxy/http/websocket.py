@@ -28,4 +28,4 @@ class KubeWebsocketLayer(WebsocketLayer):
             yield commands.CloseConnection(connection)
         yield WebsocketEndHook(self.flow)
         self.flow.live = False
-        self._handle_event = self.done  # type: ignore[method-assign]
+        self._handle_event = self.done

@@ -1,0 +1,135 @@
+"""gRPC as the pod sees it: metadata, the deadline, cancellation; and trailers of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from kubetunnel.sim.cluster import SimCluster
+from kubetunnel.sim.objects import Port, ServiceSpec
+from tests.tunnel import Tunnel
+
+POD_PORT = 7002
+LIMIT_S = 10.0
+
+
+class Recorder:
+    """The service `test.Recorder` of a pod; messages are bytes."""
+
+    def __init__(self) -> None:
+        self.metadata: list[tuple[str, str | bytes]] = []
+        self.remaining_s = 0.0
+        self.waiting = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def call(self, request: bytes, context: Any) -> bytes:
+        self.metadata = list(context.invocation_metadata())
+        self.remaining_s = context.time_remaining()
+        context.set_trailing_metadata((("x-trailer", "a"), ("x-trailer", "b"), ("x-bytes-bin", b"\x00\xff")))
+        return request
+
+    async def wait(self, _request: bytes, _context: Any) -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+            self.waiting.set()
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        return grpc.method_handlers_generic_handler(
+            "test.Recorder",
+            {
+                "Call": grpc.unary_unary_rpc_method_handler(self.call),
+                "Wait": grpc.unary_stream_rpc_method_handler(self.wait),
+            },
+        )
+
+
+def pipe_to(port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
+    """A program that is another one, on a port of loopback."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(copy(reader, to_writer))
+            group.create_task(copy(to_reader, writer))
+
+    return serve
+
+
+@pytest.fixture
+async def recorder(sim: SimCluster) -> AsyncIterator[Recorder]:
+    recorder = Recorder()
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((recorder.handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    workload = sim.pod("demo", "pair").workload
+    assert workload is not None
+    await workload.listen(POD_PORT, pipe_to(port))
+    await sim.add_service(ServiceSpec("demo", "recorder", (Port(80, "grpc", POD_PORT),), {"app": "pair"}))
+    yield recorder
+    await server.stop(None)
+
+
+@pytest.fixture
+async def channel(recorder: Recorder, tunnel: Tunnel) -> AsyncIterator[grpc.aio.Channel]:
+    options = [("grpc.default_authority", "recorder.demo"), ("grpc.enable_http_proxy", 0)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{tunnel.port}", options) as channel:
+        yield channel
+
+
+async def test_metadata_trailers_and_deadline(recorder: Recorder, channel: grpc.aio.Channel) -> None:
+    metadata = (("x-mine", "a"), ("x-mine", "b, c"), ("x-bytes-bin", b"\x00\xff"), ("x-empty", ""))
+    call = channel.unary_unary("/test.Recorder/Call")(b"\x00\x01", timeout=7.5, metadata=metadata)
+    assert await call == b"\x00\x01"
+    assert [pair for pair in recorder.metadata if pair[0].startswith("x-")] == list(metadata)
+    assert 5 < recorder.remaining_s <= 7.5
+    trailers = list(await call.trailing_metadata())
+    assert trailers == [("x-trailer", "a"), ("x-trailer", "b"), ("x-bytes-bin", b"\x00\xff")]
+
+
+async def test_a_call_without_a_deadline_gets_none_from_us(recorder: Recorder, channel: grpc.aio.Channel) -> None:
+    assert await channel.unary_unary("/test.Recorder/Call")(b"x") == b"x"
+    assert recorder.remaining_s is None or recorder.remaining_s > 1e6
+
+
+async def test_cancelling_reaches_the_pod(recorder: Recorder, channel: grpc.aio.Channel) -> None:
+    call = channel.unary_stream("/test.Recorder/Wait")(b"")
+    assert await call.read() == b"first"
+    call.cancel()
+    async with asyncio.timeout(LIMIT_S):
+        await recorder.cancelled.wait()
+
+
+async def test_a_deadline_that_passes_reaches_the_pod(recorder: Recorder, channel: grpc.aio.Channel) -> None:
+    call = channel.unary_stream("/test.Recorder/Wait")(b"", timeout=1.0)
+    assert await call.read() == b"first"
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call.read()
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(LIMIT_S):
+        await recorder.cancelled.wait()
+
+
+async def test_a_pod_that_vanishes_in_a_stream(sim: SimCluster, recorder: Recorder, channel: grpc.aio.Channel) -> None:
+    call = channel.unary_stream("/test.Recorder/Wait")(b"", timeout=LIMIT_S)
+    assert await call.read() == b"first"
+    sim.faults.cut()
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call.read()
+    assert failed.value.code() is not grpc.StatusCode.OK
+    assert await channel.unary_unary("/test.Recorder/Call")(b"again", timeout=LIMIT_S) == b"again"

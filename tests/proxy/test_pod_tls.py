@@ -1,0 +1,110 @@
+"""TLS to the pod as the pod sees it: the SNI, the ALPN offer, the certificate that the user gives us."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from kubetunnel.sim.certs import CertificateAuthority
+from kubetunnel.sim.cluster import SimCluster
+from kubetunnel.sim.objects import Port, ServiceSpec
+from tests.proxy.scripted_pod import ScriptedPod
+from tests.simulated import simulated
+from tests.tunnel import Answer, Tunnel, curl
+
+POD_PORT, OTHER_POD_PORT = 7443, 7444
+NAME = "vault.demo.svc.cluster.local"
+
+
+@dataclass
+class Seen:
+    """What the pod saw of its clients."""
+
+    names: list[str | None] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list)
+    protocols: list[str | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Vault:
+    """A tunnel to a Service whose pod wants a client's certificate."""
+
+    seen: Seen
+    tunnel: Tunnel
+
+    def ask(self, port: int, *arguments: str) -> Answer:
+        at = f"::127.0.0.1:{self.tunnel.port}"
+        return curl("-k", "--connect-to", at, *arguments, f"https://{NAME}:{port}/", timeout_s=10)
+
+
+@pytest.fixture(scope="module")
+def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vault]:
+    directory = tmp_path_factory.mktemp("sim")
+    authority, seen, pod = CertificateAuthority("vault-ca"), Seen(), ScriptedPod({})
+    ours = authority.client("kube-tunnel")
+    (directory / "ca.pem").write_text(authority.certificate_pem)
+    (directory / "client.pem").write_text(ours.certificate_pem + ours.key_pem)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tls = writer.get_extra_info("ssl_object")
+        subject = dict(name[0] for name in tls.getpeercert()["subject"])
+        seen.subjects.append(subject["commonName"])
+        seen.protocols.append(tls.selected_alpn_protocol())
+        await pod.serve(reader, writer)
+
+    def context(certified_name: str) -> ssl.SSLContext:
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.verify_mode = ssl.CERT_REQUIRED
+        made.load_verify_locations(cadata=authority.certificate_pem)
+        made.set_alpn_protocols(["http/1.1"])
+        made.sni_callback = lambda _, name, __: seen.names.append(name)
+        authority.server("vault", (certified_name,)).load_into(made)
+        return made
+
+    async def prepare(cluster: SimCluster) -> None:
+        workload = cluster.pod("demo", "pair").workload
+        assert workload is not None
+        await workload.listen(POD_PORT, serve, context(NAME))
+        await workload.listen(OTHER_POD_PORT, serve, context("another.demo.svc.cluster.local"))
+        ports = Port(443, "https", POD_PORT), Port(444, "https-other", OTHER_POD_PORT), Port(445, "https-shy", POD_PORT)
+        await cluster.add_service(ServiceSpec("demo", "vault", ports, {"app": "pair"}))
+        cluster.kubeconfig(directory / "kubeconfig")
+
+    both = f"ca_file={directory / 'ca.pem'} client_certificate={directory / 'client.pem'}"
+    specs = [f"vault.demo:443 {both}", f"vault.demo:444 {both}"]
+    options = [option for spec in specs for option in ("--set", f"kube_services={spec}")]
+    with (
+        simulated(prepare),
+        Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=directory / "kubeconfig", options=options) as tunnel,
+    ):
+        yield Vault(seen, tunnel)
+        assert "Traceback" not in tunnel.log, tunnel.log
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_the_pod_sees_the_services_name_and_our_certificate(vault: Vault, version: str) -> None:
+    answer = vault.ask(443, version)
+    assert (answer.status, answer.text) == (200, "ok"), answer.stderr
+    assert (vault.seen.names[-1], vault.seen.subjects[-1], vault.seen.protocols[-1]) == (
+        NAME,
+        "kube-tunnel",
+        "http/1.1",
+    )
+
+
+def test_a_certificate_for_another_name_is_refused(vault: Vault) -> None:
+    before = len(vault.seen.subjects)
+    answer = vault.ask(444, "--http1.1")
+    assert (answer.status, answer.reason) == (502, "UpstreamProtocol"), answer.stderr
+    assert "certificate" in answer.json["detail"].lower()
+    assert len(vault.seen.subjects) == before, "nothing was sent"
+
+
+def test_a_pod_that_misses_a_certificate_says_so(vault: Vault) -> None:
+    answer = vault.ask(445, "--http1.1")
+    assert answer.status == 502
+    assert answer.reason in ("UpstreamProtocol", "UpstreamReset")
