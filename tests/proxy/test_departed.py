@@ -38,6 +38,18 @@ def test_one_that_has_closed_has_departed(connection: tuple[socket.socket, Clien
     assert departed([client]) == [client]
 
 
+def test_one_with_a_socket_for_both_families() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket(socket.AF_INET6) as near:
+        near.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        near.connect(("::ffff:127.0.0.1", listening.getsockname()[1]))
+        accepted, peername = listening.accept()
+        with accepted:
+            client = Client(peername=peername, sockname=accepted.getsockname())
+            assert departed([client]) == []
+            near.close()
+            assert departed([client]) == [client]
+
+
 def test_nobody_asked_for_nobody_departed() -> None:
     assert departed([]) == []
 

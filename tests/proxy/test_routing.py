@@ -102,7 +102,7 @@ async def test_a_vanished_pods_upstreams_are_drained(sim: SimCluster, cluster: C
     forwards = (await cluster.session()).forwards
     await sim.kill_pod("demo", "pair")
     async with asyncio.timeout(5):
-        while any(facts.state == "open" for facts in forwards.upstreams()):
+        while any(facts.state == "open" for facts in forwards.upstreams()):  # noqa: ASYNC110 - tells nobody
             await asyncio.sleep(0.01)
     upstream.writer.close()
 

@@ -27,7 +27,7 @@ _FINISHED = {"04", "05", "06"}  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT of include/net
 
 def departed(clients: list[Client]) -> list[Client]:
     """Those of the clients whose end of the connection is in no program's hands. None where that cannot be told."""
-    wanted = {key: client for client in clients if (key := _key(client))}
+    wanted = {key: client for client in clients for key in _keys(client)}
     return [wanted[key] for key in _orphans() if key in wanted] if wanted else []
 
 
@@ -41,11 +41,14 @@ def _orphans() -> Iterator[tuple[str, str]]:
                     yield local.removeprefix(_IPV4_MAPPED), remote.removeprefix(_IPV4_MAPPED)
 
 
-def _key(client: Client) -> tuple[str, str] | None:
+def _keys(client: Client) -> Iterator[tuple[str, str]]:
     """The client's own view of the connection, as the kernel writes it."""
     if client.peername is None or client.sockname is None:
-        return None
-    return _hexadecimal(*client.peername[:2]), _hexadecimal(*client.sockname[:2])
+        return
+    (near, near_port), (far, far_port) = client.peername[:2], client.sockname[:2]
+    # to us of IPv4, it may have a socket for both families, as gRPC's, Go's and Java's are (RFC 4291 section 2.5.5.2)
+    for family in ("",) if ":" in near else ("", "::ffff:"):
+        yield _hexadecimal(family + near, near_port), _hexadecimal(family + far, far_port)
 
 
 def _hexadecimal(host: str, port: int) -> str:
