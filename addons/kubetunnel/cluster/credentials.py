@@ -85,7 +85,9 @@ class IssuedCredentials:
     def begin(self) -> None:
         """Start a run, if one is needed and none is on, so that the first request finds it done."""
         if self._run is None and not self._valid():
-            self._run = asyncio.create_task(self._obtain(), name="kube-tunnel credentials")
+            run = asyncio.create_task(self._obtain(), name="kube-tunnel credentials")
+            # an eager task may be over by now, and has reset `_run` before it was set
+            self._run = None if run.done() else run
 
     async def get(self) -> Credential:
         """The credential, valid by its own account.

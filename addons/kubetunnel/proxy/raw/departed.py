@@ -15,13 +15,7 @@ from pathlib import Path
 
 from mitmproxy.connection import Client
 
-
-def _words(packed: bytes) -> str:
-    return "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
-
-
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_IPV4_MAPPED = _words(socket.inet_pton(socket.AF_INET6, "::ffff:0.0.0.0")[:12])
 _FINISHED = {"04", "05", "06"}  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT of include/net/tcp_states.h
 
 
@@ -37,8 +31,7 @@ def _orphans() -> Iterator[tuple[str, str]]:
             for row in table.read_text().splitlines()[1:]:
                 _, local, remote, state, _, _, _, _, _, inode, *_ = row.split()
                 if inode == "0" and state in _FINISHED:
-                    # a client with a socket for both families (Java, Go, gRPC) is one of IPv4 to us
-                    yield local.removeprefix(_IPV4_MAPPED), remote.removeprefix(_IPV4_MAPPED)
+                    yield local, remote
 
 
 def _keys(client: Client) -> Iterator[tuple[str, str]]:
@@ -53,4 +46,5 @@ def _keys(client: Client) -> Iterator[tuple[str, str]]:
 
 def _hexadecimal(host: str, port: int) -> str:
     packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
-    return f"{_words(packed)}:{port:04X}"
+    words = struct.unpack(f"={len(packed) // 4}I", packed)
+    return "".join(f"{word:08X}" for word in words) + f":{port:04X}"
