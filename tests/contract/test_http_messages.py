@@ -95,3 +95,12 @@ def test_a_slow_stream_comes_as_it_is_sent(tunnel: Tunnel, path: str, until: byt
 def test_a_large_body_that_is_cut_short(tunnel: Tunnel, version: str) -> None:
     answer = tunnel.get("echo.demo", "/abort", version)
     assert answer.exit_code != 0 or answer.reason == "UpstreamReset"
+
+
+def test_a_client_that_has_finished_sending_gets_its_answer(tunnel: Tunnel) -> None:
+    with socket.create_connection(("127.0.0.1", tunnel.port), 10) as client:
+        client.sendall(b"GET /delay?ms=300 HTTP/1.1\r\nHost: echo.demo\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"path":"/delay"' in answer.replace(b" ", b"")

@@ -47,6 +47,8 @@ MAX_PIPELINED_BYTES = 1 << 20
 class KubeHttp1Server(KubeHttp1Connection, Http1Server):
     """One exchange after the other; the stream ids are 1, 3, 5, …"""
 
+    client_finished = False
+
     ReceiveTrailers = RequestTrailers
     _sent_framing: Framing = 0
     _trailers: http.Headers | None = None
@@ -140,13 +142,21 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
         code = ErrorCode.CLIENT_DISCONNECTED if ended else ErrorCode.GENERIC_CLIENT_ERROR
         yield ReceiveHttp(RequestProtocolError(self.stream_id, f"HTTP/1 protocol error: {message}", code))
 
+    @property
+    def awaits_answer(self) -> bool:
+        """The request is whole, its answer is not."""
+        return self.state == self.wait
+
+    def finish(self) -> None:
+        """The client sends no more (RFC 9293 section 3.6), and gets the answer to what it sent."""
+        self.client_finished = True
+
     def wait(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.DataReceived):
             if len(self.buf) <= MAX_PIPELINED_BYTES:
                 return
             message = "The client pipelines more requests than it takes answers."
         else:
-            # who sent a FIN is taken not to want an answer any more (https://github.com/httpwg/http-core/issues/22)
             message = "Client disconnected."
         yield from self.close()
         yield ReceiveHttp(RequestProtocolError(self.stream_id, message, ErrorCode.CLIENT_DISCONNECTED))
@@ -163,7 +173,12 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
         assert self.response
         if should_make_pipe(self.request, self.response):
             yield from self.make_pipe()
-        elif self._sent_framing == "close" or asks_to_close(self.request) or asks_to_close(self.response):
+        elif (
+            self.client_finished
+            or self._sent_framing == "close"
+            or asks_to_close(self.request)
+            or asks_to_close(self.response)
+        ):
             yield from self.close()
         else:
             yield from self._next_request()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mitmproxy.connection import Client, Connection, Server
+from mitmproxy.connection import Client, Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events, layer, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import tls
@@ -62,6 +62,10 @@ class Reading(Protocol):
 
     def resume(self, connection: Connection) -> None:
         """Goes on."""
+        ...
+
+    def may_have_departed(self, client: Client) -> bool:
+        """Whether a client that sends no more may be gone altogether."""
         ...
 
 
@@ -123,10 +127,23 @@ class KubeHttpLayer(HttpLayer):
         handler = self.connections.get(connection)
         if handler is None and connection == self.context.server:
             handler = yield from self._adopt(event)
+        if isinstance(event, events.ConnectionClosed) and self._is_half_closed(handler):
+            return
         if handler is not None:
             yield from self.event_to_child(handler, event)
         if isinstance(event, events.ConnectionClosed) and connection != self.context.client:
             yield from self._forget(connection)
+
+    def _is_half_closed(self, handler: layer.Layer | None) -> bool:
+        """Whether this client only sends no more, and waits for the answer to what it sent."""
+        client = self.context.client
+        if not isinstance(handler, KubeHttp1Server) or not handler.awaits_answer or self._reading is None:
+            return False
+        # with TLS an end is an end, and of a client on another machine nobody can tell whether it is still there
+        if client.tls or client.state is not ConnectionState.CAN_WRITE or self._reading.may_have_departed(client):
+            return False
+        handler.finish()
+        return True
 
     def _adopt(self, event: events.ConnectionEvent) -> layer.CommandGenerator[layer.Layer | None]:
         """An upstream that was opened before there was a request does something first: sends its SETTINGS, or ends."""

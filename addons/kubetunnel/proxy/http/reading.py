@@ -6,10 +6,13 @@ What an HTTP/1 sender sends and an HTTP/2 reader does not take would otherwise w
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-from mitmproxy.connection import Connection
+from mitmproxy.connection import Client, Connection
+
+from kubetunnel.proxy.raw.departed import departed
 
 
 class Readable(Protocol):
@@ -54,6 +57,10 @@ class PausableReaders:
         """Nothing more is to be read for now. No effect on a connection whose reader was not wrapped."""
         if reader := self._readers.get(connection):
             reader.may_read.clear()
+
+    def may_have_departed(self, client: Client) -> bool:
+        """Whether a client that sends no more may be gone altogether; of one on another machine that is not known."""
+        return not ip_address(client.peername[0]).is_loopback or bool(departed([client]))
 
     def resume(self, connection: Connection) -> None:
         """Goes on."""
