@@ -26,7 +26,7 @@ EXCHANGES = 1000
 SHARE = 0.2
 CUTS = 5
 LIMIT_S = 60.0
-CALL_LIMIT_S = 15.0
+CALL_LIMIT_S = 30.0  # longer than it takes to find a connection dead that does not even end (forward/liveness.py)
 
 String = wrappers_pb2.StringValue
 
