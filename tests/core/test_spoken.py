@@ -44,23 +44,22 @@ SAYS_HTTPS = Spoken(tls=True, http=Http.NEGOTIATED, binding=True)
 
 
 @pytest.mark.parametrize(
-    ("spoken", "client_http2", "grpc", "chosen"),
+    ("spoken", "client_http2", "chosen"),
     [
-        (SILENT, False, False, Http.HTTP1),
-        (SILENT, True, False, Http.NEGOTIATED),
-        (SILENT, True, True, Http.HTTP2),
-        (HINTED, False, False, Http.HTTP1),
-        (HINTED, True, False, Http.HTTP2),
-        (SAYS_HTTP1, True, False, Http.HTTP1),
-        (SAYS_HTTP2, False, False, Http.HTTP2),
-        (SAYS_HTTPS, False, False, Http.HTTP1),
-        (SAYS_HTTPS, True, False, Http.NEGOTIATED),
+        (SILENT, False, Http.HTTP1),
+        (SILENT, True, Http.NEGOTIATED),
+        (HINTED, False, Http.HTTP1),
+        (HINTED, True, Http.HTTP2),
+        (SAYS_HTTP1, True, Http.HTTP1),
+        (SAYS_HTTP2, False, Http.HTTP2),
+        (SAYS_HTTPS, False, Http.HTTP1),
+        (SAYS_HTTPS, True, Http.NEGOTIATED),
     ],
 )
-def test_which_http_to_speak(spoken: Spoken, client_http2: bool, grpc: bool, chosen: Http) -> None:
-    assert choose_http(spoken, client_http2=client_http2, grpc=grpc) is chosen
+def test_which_http_to_speak(spoken: Spoken, client_http2: bool, chosen: Http) -> None:
+    assert choose_http(spoken, client_http2=client_http2) is chosen
 
 
 def test_the_users_switches_win() -> None:
-    assert choose_http(SAYS_HTTP1, client_http2=False, grpc=False, force_http2=True) is Http.HTTP2
-    assert choose_http(SILENT, client_http2=True, grpc=False, disable_fallback=True) is Http.HTTP2
+    assert choose_http(SAYS_HTTP1, client_http2=False, force_http2=True) is Http.HTTP2
+    assert choose_http(SILENT, client_http2=True, disable_fallback=True) is Http.HTTP2

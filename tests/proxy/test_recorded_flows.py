@@ -17,6 +17,11 @@ from google.protobuf.wrappers_pb2 import StringValue
 from mitmproxy import http, tcp
 from mitmproxy.flow import Flow
 
+from kubetunnel.core.ports import PortRequest
+from kubetunnel.core.settings import ClusterSettings, Settings
+from kubetunnel.proxy.clusters import Cluster
+from kubetunnel.proxy.routing import Router
+from kubetunnel.sim.cluster import SimCluster
 from tests.flows.record import DIRECTORY, MAX_FILE_BYTES, RECORDINGS
 from tests.proxy.loopback import received, socks5
 from tests.tunnel import ADDON, Tunnel, curl
@@ -226,3 +231,20 @@ async def test_options_of_server_replay_are_mitmproxys(start_tunnel: Callable[..
     await asyncio.to_thread(tunnel.wait_for, f"GET http://{ECHO}/hostname")
     missed = await asyncio.to_thread(tunnel.get, "echo", "/never-recorded")
     assert (missed.status, missed.reason) == (404, None)
+
+
+@pytest.mark.parametrize("name", ["http1", "https2", "grpc", "websocket"])
+async def test_what_was_recorded_is_routed_as_it_was(sim: SimCluster, tmp_path: Path, name: str) -> None:
+    """A replay asks no cluster, so a change of routing shows here, on the simulated one with the same objects."""
+    cluster = Cluster(ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "kubeconfig"))))
+    router = Router(Settings(), cluster)
+    recorded = [flow for flow in flows(recording(name)) if isinstance(flow, http.HTTPFlow) and "kube" in flow.metadata]
+    assert recorded
+    for flow in recorded:
+        kube = flow.metadata["kube"]
+        request = PortRequest(kube["port"], explicit=True, scheme=flow.request.scheme)
+        destination = await router.find(await router.parse(kube["service"]), request)
+        assert destination.address == (flow.request.host, flow.request.port)
+        assert destination.spoken.tls == (flow.request.scheme == "https")
+        assert {target.pod_port.port for target in destination.targets} == {kube["pod_port"]}
+    await cluster.aclose()

@@ -73,8 +73,9 @@ def test_a_grpc_message_is_percent_encoded() -> None:
     assert answer.headers["grpc-message"] == "50 %25 of %C2%ABapi%C2%BB"
 
 
-def test_grpc_web_over_http_1_is_http() -> None:
-    answer = refusal(errors.Timeout("late"), request(content_type="application/grpc-web"))
+@pytest.mark.parametrize("http2", [False, True])
+def test_grpc_web_is_http(http2: bool) -> None:
+    answer = refusal(errors.Timeout("late"), request(http2, content_type="application/grpc-web+proto"))
     assert answer.status_code == 504
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,14 @@ async def test_when_all_pods_went_the_service_is_looked_up_again(sim: SimCluster
     assert (await answer(upstream)).decode() == upstream.target.pod_port.pod
 
 
+async def test_a_burst_is_spread_over_the_pods(router: Router) -> None:
+    destination = await find(router, "echo.demo")
+    opened = await asyncio.gather(*(router.open(destination) for _ in range(20)))
+    assert sorted(Counter(upstream.target.pod_port.pod for upstream in opened).values()) == [10, 10]
+    for upstream in opened:
+        upstream.writer.close()
+
+
 async def test_tries_are_as_many_as_configured(sim: SimCluster, cluster: Cluster) -> None:
     router = Router(Settings(retry=RetrySettings(max=0)), cluster)
     destination = await find(router, "pair.demo")
@@ -115,6 +124,30 @@ async def test_a_pod_in_clear_is_asked_once_whether_it_speaks_http_2(cluster: Cl
     assert sum(facts.streams_opened for facts in forwards.upstreams()) == 1
     plain = await router.find(await router.parse("echo.demo"), PortRequest(7, explicit=True, scheme=""))
     assert (await router.http_version(plain, client_http2=True)).name == "HTTP1"
+
+
+async def test_a_port_that_refused_once_is_asked_again_and_all_who_ask_are_told(
+    sim: SimCluster, cluster: Cluster, router: Router
+) -> None:
+    destination = await find(router, "echo.demo")
+    sim.faults.set(port=8080, refuse=True)
+    asked = [router.http_version(destination, client_http2=True) for _ in range(5)]
+    async with asyncio.timeout(3):
+        told = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(error).__name__ for error in told} == {"ConnectionRefused"}
+    sim.faults.clear()
+    assert (await router.http_version(destination, client_http2=True)).name == "HTTP2"
+
+
+async def test_a_pod_by_address_is_spoken_to_in_tls_at_the_usual_ports(sim: SimCluster, router: Router) -> None:
+    name = await router.parse(f"{sim.pod('demo', 'pair').address.replace('.', '-')}.demo.pod.cluster.local")
+    for port, tls in ((8443, True), (8080, False)):
+        assert (await router.find(name, PortRequest(port, explicit=True, scheme="https"))).spoken.tls is tls
+
+
+async def test_a_ca_file_for_a_port_means_tls(cluster: Cluster) -> None:
+    router = Router(Settings(services=(ServiceSettings("echo.demo", 80, ca_file="/ca.pem"),)), cluster)
+    assert (await find(router, "echo.demo")).spoken.tls
 
 
 async def test_what_the_user_knows_of_a_service_wins(cluster: Cluster) -> None:

@@ -57,18 +57,17 @@ def spoken_at(port: ServicePort) -> Spoken:
 
 
 def choose_http(
-    spoken: Spoken, *, client_http2: bool, grpc: bool, force_http2: bool = False, disable_fallback: bool = False
+    spoken: Spoken, *, client_http2: bool, force_http2: bool = False, disable_fallback: bool = False
 ) -> Http:
     """The version to speak to the pod.
 
     Args:
         spoken: what the Service says.
-        client_http2: whether the request came as HTTP/2.
-        grpc: whether the request is gRPC, which has no other way than HTTP/2.
+        client_http2: whether the request came as HTTP/2, as gRPC always does.
         force_http2: the user's word, above all.
         disable_fallback: an HTTP/2 request goes as HTTP/2 or not at all.
     """
-    if force_http2 or grpc:
+    if force_http2:
         return Http.HTTP2
     if spoken.binding and spoken.http in (Http.HTTP1, Http.HTTP2):
         return spoken.http

@@ -143,10 +143,13 @@ class Gate:
         if not isinstance(name, ServiceName | PodName):
             return False
         service = name if isinstance(name, ServiceName) else name.service
-        if not settings.of_service(service.service, service.namespace, _DEFAULT_PORTS["https"]).passthrough:
-            return False
-        data.context.server = Server(address=(str(name), _DEFAULT_PORTS["https"]))
-        return True
+        for entry in settings.services:  # the SNI names no port, so the entry does
+            port = entry.port or _DEFAULT_PORTS["https"]
+            if entry.fits(service.service, service.namespace, port):
+                if entry.passthrough:
+                    data.context.server = Server(address=(str(name), port))
+                return entry.passthrough
+        return False
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         if not flow.live or flow.response or flow.error or flow.is_replay:

@@ -16,16 +16,25 @@ PATIENCE_S = 1.0  # longer than any pod takes for its SETTINGS, short enough for
 _FRAME_HEADER_BYTES = 9  # RFC 9113 section 4.1
 
 
-async def speaks_http2(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Whether the peer of this fresh stream answers the preface with SETTINGS. The stream is of no other use then."""
+async def speaks_http2(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool | None:
+    """Whether the peer of this fresh stream answers the preface with SETTINGS. The stream is of no other use then.
+
+    Returns:
+        None where it was silent, which says nothing.
+
+    Raises:
+        OSError: the stream failed.
+    """
     connection = H2Connection()
     connection.initiate_connection()
     writer.write(connection.data_to_send())
     try:
         async with asyncio.timeout(PATIENCE_S):
             head = await reader.readexactly(_FRAME_HEADER_BYTES)
-    except (TimeoutError, asyncio.IncompleteReadError, OSError):
-        return False
+    except TimeoutError:
+        return None
+    except asyncio.IncompleteReadError as e:
+        return False if e.partial else None
     try:
         frame, _ = Frame.parse_frame_header(memoryview(head))
     except (HyperframeError, ProtocolError, ValueError):

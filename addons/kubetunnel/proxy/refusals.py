@@ -46,9 +46,15 @@ CODES = {
 
 def refusal(error: KubeTunnelError, request: http.Request) -> http.Response:
     """The answer to `request`: problem+json, or a trailers-only gRPC response where the request is gRPC."""
-    if request.headers.get("content-type", "").startswith("application/grpc") and request.is_http2:
+    if is_grpc(request):
         return _grpc(error)
     return _problem(error, request)
+
+
+def is_grpc(request: http.Request) -> bool:
+    """Whether it is gRPC over HTTP/2; grpc-web and Connect are HTTP."""
+    media_type = request.headers.get("content-type", "").partition(";")[0]
+    return request.is_http2 and media_type.partition("+")[0].strip() == "application/grpc"
 
 
 def own_failure(exception: Exception) -> KubeTunnelError:

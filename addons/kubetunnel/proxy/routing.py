@@ -6,13 +6,16 @@ import asyncio
 import itertools
 import logging
 import random
+import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from kubetunnel.cluster.single_flight import SingleFlight
 from kubetunnel.core.backoff import Backoff
-from kubetunnel.core.catalog import ServiceState
+from kubetunnel.core.catalog import PodPort, ServicePort, ServiceState
 from kubetunnel.core.endpoints import Target, choose_target, targets
-from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, PodGone, UpstreamReset
+from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, PodGone, Timeout, UpstreamReset
 from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, SrvName, parse_name
 from kubetunnel.core.ports import PortRequest, choose_port
 from kubetunnel.core.settings import ServiceSettings, Settings
@@ -24,6 +27,9 @@ from kubetunnel.proxy.http2_probe import speaks_http2
 logger = logging.getLogger(__name__)
 
 # concerns this endpoint alone: another one may do better
+PROBE_MEMORY_S = 60.0  # a rollout may bring pods that speak something else
+PROBE_PATIENCE_S = 4.0  # to open a stream, and for the answer
+
 _ENDPOINT_FAILED = (PodGone, UpstreamReset)
 
 
@@ -63,8 +69,11 @@ class Router:
         self._settings = settings
         self._cluster = cluster
         self._rng = rng or random.Random()  # noqa: S311 - balancing, no secret
-        self._probed: dict[tuple[str, int], bool] = {}
-        self._probing: dict[tuple[str, int], asyncio.Lock] = {}
+        self._opening: Counter[PodPort] = Counter()
+        self._probed: dict[tuple[str, int], tuple[bool, float]] = {}
+        self._probes: SingleFlight[tuple[str, int], bool | None] = SingleFlight(
+            patience_s=PROBE_PATIENCE_S, out_of_patience=lambda: Timeout("The pod was asked for HTTP/2 and is silent.")
+        )
 
     def configure(self, settings: Settings) -> None:
         """Takes other settings, for what is routed from now on."""
@@ -119,7 +128,8 @@ class Router:
             case PodAddressName(address=address, namespace=namespace):
                 endpoint = await session.discovery.pod(namespace, str(address))
                 target = Target.of_pod(namespace, endpoint, request.number)
-                return Destination(name, request.number, session, (target,), request)
+                spoken = spoken_at(ServicePort(request.number))
+                return Destination(name, request.number, session, (target,), request, spoken=spoken)
             case SrvName():
                 raise NotAServiceName(f"{name} is a name for SRV look-ups in DNS. Ask for {name.service} instead.")
 
@@ -140,6 +150,8 @@ class Router:
         port = choice.port
         settings = self._settings.of_service(service.service, service.namespace, port.port)
         spoken = spoken_at(replace(port, app_protocol=settings.app_protocol) if settings.app_protocol else port)
+        if settings.port and (settings.ca_file or settings.client_certificate):
+            spoken = replace(spoken, tls=True)  # who wants the pod verified does not want to speak to it in clear
         sticky = state.service.session_affinity == "ClientIP"
         return Destination(name, port.port, session, targets(state, port, hostname), request, sticky, spoken, settings)
 
@@ -149,7 +161,6 @@ class Router:
         return choose_http(
             destination.spoken,
             client_http2=client_http2,
-            grpc=False,  # what is gRPC comes as HTTP/2
             force_http2=http.force_http2,
             disable_fallback=http.disable_fallback,
         )
@@ -160,15 +171,25 @@ class Router:
         if chosen is not Http.NEGOTIATED:
             return chosen
         key = destination.address
-        async with self._probing.setdefault(key, asyncio.Lock()):
-            if key not in self._probed:
-                upstream = await self.open(destination)
-                try:
-                    self._probed[key] = await speaks_http2(upstream.reader, upstream.writer)
-                finally:
-                    upstream.writer.close()
-                logger.info("%s:%d speaks %s.", *key, "HTTP/2" if self._probed[key] else "HTTP/1.1 and no HTTP/2")
-        return Http.HTTP2 if self._probed[key] else Http.HTTP1
+        known, until = self._probed.get(key, (None, 0.0))
+        if until < time.monotonic():
+            known = await self._probes.run(key, partial(self._probe, destination))
+        return Http.HTTP2 if known else Http.HTTP1
+
+    async def _probe(self, destination: Destination) -> bool | None:
+        upstream = await self.open(destination)
+        try:
+            answer = await speaks_http2(upstream.reader, upstream.writer)
+        except OSError as e:
+            if error := error_of(e):
+                raise error from e
+            answer = None
+        finally:
+            upstream.writer.close()
+        if answer is not None:
+            self._probed[destination.address] = answer, time.monotonic() + PROBE_MEMORY_S
+            logger.info("%s:%d speaks %s.", *destination.address, "HTTP/2" if answer else "HTTP/1.1 and no HTTP/2")
+        return answer
 
     async def open(self, destination: Destination, client: str | None = None) -> Upstream:
         """Opens a stream to the endpoint with the fewest, to another where that fails, as often as `retry.max` says."""
@@ -178,7 +199,8 @@ class Router:
         delays_s = Backoff(retry.delay_s, cap_s=10 * retry.delay_s, retries=retry.max).delays_s(self._rng)
         for retries in itertools.count():
             forwards = destination.session.forwards
-            target = choose_target(left, partial(_open_streams, forwards), self._rng, client)
+            target = choose_target(left, partial(self._streams, forwards), self._rng, client)
+            self._opening[target.pod_port] += 1
             try:
                 reader, writer = await forwards.open_connection(target.pod_port)
             except _ENDPOINT_FAILED as e:
@@ -194,15 +216,19 @@ class Router:
                     left = destination.targets
             else:
                 return Upstream(target, reader, writer, retries)
+            finally:
+                self._opening[target.pod_port] -= 1
+                if not self._opening[target.pod_port]:
+                    del self._opening[target.pod_port]
         raise AssertionError("unreachable")
+
+    def _streams(self, forwards: PortForwards, target: Target) -> int:
+        """Those that are being opened count, too: a burst would all go to one pod."""
+        return forwards.open_streams(target.pod_port.namespace, target.pod_port.pod) + self._opening[target.pod_port]
 
     @property
     def _zones(self) -> tuple[str, ...]:
         return (self._settings.cluster.zone,)
-
-
-def _open_streams(forwards: PortForwards, target: Target) -> int:
-    return forwards.open_streams(target.pod_port.namespace, target.pod_port.pod)
 
 
 def error_of(exception: BaseException | None) -> KubeTunnelError | None:

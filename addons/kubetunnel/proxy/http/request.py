@@ -41,6 +41,7 @@ from kubetunnel.proxy.http.events import (
 )
 from kubetunnel.proxy.http.h1_message import withdraw_h2c_upgrade
 from kubetunnel.proxy.http.repeat import SentRequest
+from kubetunnel.proxy.refusals import is_grpc
 
 NO_HOST = "(no Host header)"  # not a valid host, so no request can ask for it
 
@@ -227,11 +228,6 @@ class RequestHalf(HttpStream):
             self.timeout_s = self.policy.response_header_timeout_s
         if self.timeout_s is not None:
             yield AwaitResponse(self.stream_id, self.timeout_s)
-
-
-def is_grpc(request: http.Request) -> bool:
-    media_type = request.headers.get("content-type", "").partition(";")[0]
-    return request.is_http2 and media_type.partition("+")[0].strip() == "application/grpc"
 
 
 def _through(stream: Any, data: bytes) -> list[bytes]:

@@ -27,9 +27,9 @@ from kubetunnel.proxy.first_bytes import FirstBytesLayer
 from kubetunnel.proxy.http.events import AwaitResponse, DeadlinePassed, InformationalResponse, UpstreamFailed
 from kubetunnel.proxy.http.failures import Failures, error_of_failure, may_repeat
 from kubetunnel.proxy.http.h1_message import framing_to_send
-from kubetunnel.proxy.http.request import ExchangePolicy, RequestHalf, is_grpc
+from kubetunnel.proxy.http.request import ExchangePolicy, RequestHalf
 from kubetunnel.proxy.http.websocket import KubeWebsocketLayer
-from kubetunnel.proxy.refusals import refusal
+from kubetunnel.proxy.refusals import is_grpc, refusal
 
 _SWITCHING_PROTOCOLS = 101
 
@@ -91,6 +91,8 @@ class KubeHttpStream(RequestHalf):
             self.flow.error = flow.Error(str(error))
         self.child_layer = FirstBytesLayer(self.context)
         yield from self.handle_connect_finish()
+        if error is not None:
+            yield DropStream(self.stream_id)
 
     def _pass_informational(self, event: InformationalResponse) -> layer.CommandGenerator[None]:
         if self.server_state == self.state_wait_for_response_headers:
