@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kubetunnel.core.catalog import Service, ServicePort
 from kubetunnel.core.errors import NotForwardable, PortNotExposed
-from kubetunnel.core.ports import PortRequest, choose_port, port_named
+from kubetunnel.core.ports import PortRequest, choose_port
 
 HTTP = ServicePort(80, "http")
 HTTPS = ServicePort(443, "https")
@@ -136,18 +136,9 @@ def test_of_a_pod_by_name_any_port_goes() -> None:
 
 def test_an_external_name_cannot_be_forwarded_to() -> None:
     external = Service("shop", "mail", (HTTP,), type="ExternalName", external_name="mail.example.invalid")
-    for call in (lambda: choose_port(external, asked(80)), lambda: port_named(external, "http")):
-        with pytest.raises(NotForwardable, match=r"ExternalName for mail\.example\.invalid") as caught:
-            call()
-        assert caught.value.command == "kubectl -n shop get service mail"
-
-
-def test_an_srv_name_finds_its_port_by_name_and_protocol() -> None:
-    dns = service(ServicePort(53, "dns", "UDP"), ServicePort(53, "dns-tcp"), ServicePort(54, "dns"))
-    assert port_named(dns, "dns", "udp").protocol == "UDP"
-    assert port_named(dns, "dns").port == 54
-    with pytest.raises(PortNotExposed, match=r"no UDP port named dns-tcp. It has 53/UDP \(dns\), 53 \(dns-tcp\)"):
-        port_named(dns, "dns-tcp", "udp")
+    with pytest.raises(NotForwardable, match=r"ExternalName for mail\.example\.invalid") as caught:
+        choose_port(external, asked(80))
+    assert caught.value.command == "kubectl -n shop get service mail"
 
 
 names = st.one_of(st.sampled_from(["", "http", "https", "web", "grpc", "http-web", "metrics"]), st.text(max_size=8))

@@ -61,24 +61,6 @@ def choose_port(service: Service, request: PortRequest, *, hostname: str | None 
     raise port_not_exposed(service, request.number)
 
 
-def port_named(service: Service, port_name: str, protocol: str = "tcp") -> ServicePort:
-    """The port of an SRV name `_port_name._protocol.…`.
-
-    Raises:
-        PortNotExposed: the Service has none of that name and protocol; the detail lists those it has.
-        NotForwardable: it is an ExternalName.
-    """
-    refuse_external_name(service)
-    for port in service.ports:
-        if port.name == port_name and port.protocol == protocol.upper():
-            return port
-    raise PortNotExposed(
-        f"Service {service.namespace}/{service.name} has no {protocol.upper()} port named {port_name}. "
-        f"It has {_listed(service)}.",
-        command=_show(service),
-    )
-
-
 def tcp_port(service: Service, number: int) -> ServicePort | None:
     """The Service's TCP port of that number: the same number may be a UDP port as well."""
     return next((port for port in service.ports if port.port == number and port.protocol == "TCP"), None)
