@@ -12,7 +12,7 @@ from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.settings import Settings
 from kubetunnel.demo import Demo
 from kubetunnel.options import PREFIX, add_options, settings_of, take_mistakes
-from kubetunnel.proxy.clusters import Cluster
+from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.gate import Gate
 from kubetunnel.proxy.greeting import commands_to_try
 from kubetunnel.proxy.mode import KubeMode, Listening
@@ -21,8 +21,12 @@ from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.shown import Shown
 from kubetunnel.proxy.upstreams import Upstreams
+from kubetunnel.setting_sources import SettingSources
+from kubetunnel.setting_values import SettingsError
 
 logger = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 1.0  # at the settings file
 
 
 class KubeTunnel:
@@ -33,45 +37,56 @@ class KubeTunnel:
     def __init__(self) -> None:
         self.settings = Settings()
         self.demo: Demo | None = None
-        self.cluster = Cluster(self.settings.cluster)
-        self.router = Router(self.settings, self.cluster)
+        self.clusters = Clusters(self.settings)
+        self.router = Router(self.settings, self.clusters)
         upstreams = Upstreams(self.router)
         relays = Relays()
         gate = Gate(self.router, upstreams, relays)
         self.listening = Listening()
         self.addons = [self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams)]
+        self._sources: SettingSources | None = None
         self._greeting: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     def load(self, loader: Any) -> None:
         add_options(loader)
         for mistake in take_mistakes(ctx.options):
             logger.error("%s", mistake)  # at the start an error ends the program
+        self._sources = SettingSources(ctx.options)
+        try:
+            self._sources.load()
+        except SettingsError as e:
+            logger.error("%s", e)  # noqa: TRY400
 
     def configure(self, updated: set[str]) -> None:
         if not any(option.startswith(PREFIX) for option in updated):
             return
         options = ctx.options
         try:
-            self.settings = settings_of(options)
+            self.settings = settings_of(options, self._sources.of if self._sources else {})
         except exceptions.OptionsError as e:
             if self._greeting is not None:
                 raise  # while running: mitmproxy takes the change back and tells who made it
             logger.error("%s", e)  # noqa: TRY400
             return
-        if options.kube_demo and self.demo is None:
+        if self.settings.cluster.demo and self.demo is None:
             self.demo = Demo()
-        self.cluster.configure(self.settings.cluster, self.demo if options.kube_demo else None)
+        self.clusters.configure(self.settings, self.demo if self.settings.cluster.demo else None)
         self.router.configure(self.settings)
 
     def running(self) -> None:
-        self._greeting = asyncio.get_running_loop().create_task(self._greet(), name="greeting")
-        self._greeting.add_done_callback(_report_crash)
+        loop = asyncio.get_running_loop()
+        self._greeting = loop.create_task(self._greet(), name="greeting")
+        self._looking = loop.create_task(self._look(), name="settings file")
+        for task in (self._greeting, self._looking):
+            task.add_done_callback(_report_crash)
 
     def done(self) -> None:
         # mitmproxy awaits nothing here when it reloads a script, so what takes time goes on in a task of its own
-        if self._greeting is not None:
-            self._greeting.cancel()
+        for task in (self._greeting, self._looking):
+            if task is not None:
+                task.cancel()
         self._ending = asyncio.get_running_loop().create_task(self._end(), name="ending")
         self._ending.add_done_callback(_report_crash)
 
@@ -87,15 +102,20 @@ class KubeTunnel:
         if not addresses:
             return
         try:
-            session = await self.cluster.session()
+            session = await self.clusters.first.session()
             commands = await commands_to_try(session, self.settings.cluster.zone, addresses[0])
         except KubeTunnelError as e:
             logger.warning("No cluster yet; each request tries again. %s", e)
             return
         logger.info("Try:\n  %s", "\n  ".join(commands))
 
+    async def _look(self) -> None:
+        while self._sources is not None:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            self._sources.look()
+
     async def _end(self) -> None:
-        await self.cluster.aclose()
+        await self.clusters.aclose()
         if self.demo is not None:
             await self.demo.aclose()
 

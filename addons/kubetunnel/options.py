@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mitmproxy import exceptions
 from mitmproxy.optmanager import OptManager
 
-from kubetunnel.core.names import zone_is_valid
-from kubetunnel.core.settings import ClusterSettings, HttpSettings, RetrySettings, Settings
-from kubetunnel.service_specs import parse_services
+from kubetunnel.core.settings import Setting, Settings, every_setting
+from kubetunnel.setting_values import SettingsError, default_option_value, settings_from
 
 PREFIX = "kube_"
-_LEAST = {"kube_retry_max": 0, "kube_response_header_timeout": 1, "kube_grpc_timeout": 1}
+CONFIG = "kube_config"
 
 
 def add_options(loader: Any) -> None:
     """To be called in the `load` hook."""
-    default = Settings()
-    loader.add_option("kube_kubeconfig", str, "", "Path of the kubeconfig; empty: as kubectl finds it.")
-    loader.add_option("kube_context", str, "", "Context of the kubeconfig; empty: its current-context.")
-    loader.add_option("kube_namespace", str, "", "Namespace of short names; empty: that of the context.")
-    loader.add_option("kube_zone", str, default.cluster.zone, "The cluster's DNS zone.")
-    loader.add_option("kube_demo", bool, False, "Use a simulated cluster, started as a child process.")
-    loader.add_option("kube_retry_max", int, default.retry.max, "Further tries of an upstream that did not open.")
-    loader.add_option("kube_force_http2", bool, False, "Speak HTTP/2 to every pod.")
-    loader.add_option("kube_disable_fallback", bool, False, "HTTP/2 requests go to pods as HTTP/2 or not at all.")
-    loader.add_option(
-        "kube_response_header_timeout", int, round(default.http.response_header_timeout_s),
-        "Seconds from the end of a request to the head of its response.",
-    )  # fmt: skip
-    loader.add_option(
-        "kube_grpc_timeout", int, round(default.http.grpc_timeout_s),
-        "Seconds of a gRPC call that brings no grpc-timeout.",
-    )  # fmt: skip
-    loader.add_option(
-        "kube_services", Sequence[str], [],
-        "What you know of a Service: NAME.NAMESPACE[:PORT] app_protocol=… passthrough=true ca_file=… "
-        "client_certificate=….",
-    )  # fmt: skip
+    loader.add_option(CONFIG, str, "", "The YAML file of settings; empty: the first that is there of the usual places.")
+    types: dict[str, Any] = {"switch": bool, "number": int, "list": Sequence[str]}
+    for setting in every_setting():
+        kind = types.get(setting.kind, str)
+        loader.add_option(setting.option, kind, default_option_value(setting), _help(setting))
+
+
+def _help(setting: Setting) -> str:
+    form = "a duration such as 30s or 1m30s" if setting.kind == "duration" else setting.takes
+    return f"{setting.doc} {form[:1].upper()}{form[1:]}." if form else setting.doc
 
 
 def take_mistakes(options: OptManager) -> list[str]:
@@ -75,30 +62,17 @@ def _unreadable(options: OptManager, option: Any, value: Any) -> str | None:
     return None
 
 
-def settings_of(options: OptManager) -> Settings:
-    """Raises OptionsError that names option, value and what is allowed."""
-    if not zone_is_valid(options.kube_zone):
-        raise exceptions.OptionsError(f"kube_zone: {options.kube_zone!r} is not a DNS zone, such as cluster.local")
-    for name, least in _LEAST.items():
-        if (value := getattr(options, name)) < least:
-            raise exceptions.OptionsError(f"{name}: {value} is less than {least}")
+def settings_of(options: OptManager, sources: Mapping[str, str]) -> Settings:
+    """The settings that the options stand for.
+
+    Args:
+        sources: who set them, by the settings' paths (`SettingSources.of`).
+
+    Raises:
+        OptionsError: names every source, option, value and what is allowed.
+    """
+    values = {setting.path: getattr(options, setting.option) for setting in every_setting()}
     try:
-        services = parse_services(options.kube_services)
-    except ValueError as e:
+        return settings_from(values, sources)
+    except SettingsError as e:
         raise exceptions.OptionsError(str(e)) from e
-    return Settings(
-        cluster=ClusterSettings(
-            kubeconfig=options.kube_kubeconfig or None,
-            context=options.kube_context or None,
-            namespace=options.kube_namespace or None,
-            zone=options.kube_zone,
-        ),
-        retry=RetrySettings(max=options.kube_retry_max),
-        http=HttpSettings(
-            force_http2=options.kube_force_http2,
-            disable_fallback=options.kube_disable_fallback,
-            response_header_timeout_s=options.kube_response_header_timeout,
-            grpc_timeout_s=options.kube_grpc_timeout,
-        ),
-        services=services,
-    )

@@ -9,9 +9,10 @@ kube_services:                      (in mitmproxy's config.yaml; or --set 'kube_
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from kubetunnel.core.settings import ServiceSettings
 from kubetunnel.core.spoken import APP_PROTOCOLS
@@ -25,16 +26,28 @@ def parse_services(specs: Sequence[str]) -> tuple[ServiceSettings, ...]:
     return tuple(map(_parse, specs))
 
 
+def spec_of(entry: Mapping[str, Any]) -> str:
+    """The spec that says the same as an entry of a YAML file. Raises ValueError."""
+    values = {str(key): value for key, value in entry.items()}
+    service, port = values.pop("service", None), values.pop("port", None)
+    if not isinstance(service, str):
+        raise ValueError(f"{dict(entry)!r} has no service: NAME.NAMESPACE")  # noqa: TRY004 - a user's mistake
+    words = [service if port is None else f"{service}:{port}"]
+    for key, value in values.items():
+        words.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
+    return shlex.join(words)
+
+
 def _parse(spec: str) -> ServiceSettings:
     try:
         name, *pairs = shlex.split(spec)
     except ValueError as e:
-        raise ValueError(f"kube_services: {spec!r} is not NAME.NAMESPACE[:PORT] key=value …: {e}") from e
+        raise ValueError(f"{spec!r} is not NAME.NAMESPACE[:PORT] key=value …: {e}") from e
     service, colon, port = name.partition(":")
     if service.count(".") != 1 and service != "*":
-        raise ValueError(f"kube_services: {name!r} is not NAME.NAMESPACE[:PORT], with * for any characters")
+        raise ValueError(f"{name!r} is not NAME.NAMESPACE[:PORT], with * for any characters")
     if colon and not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise ValueError(f"kube_services: {name!r}: {port!r} is not a port, 1 to 65535")
+        raise ValueError(f"{name!r}: {port!r} is not a port, 1 to 65535")
     values = dict(_value(name, pair) for pair in pairs)
     return ServiceSettings(service, int(port) if port else None, **values)  # type: ignore[arg-type]
 
@@ -42,16 +55,16 @@ def _parse(spec: str) -> ServiceSettings:
 def _value(name: str, pair: str) -> tuple[str, str | bool]:
     key, _, value = pair.partition("=")
     if key not in _KEYS:
-        raise ValueError(f"kube_services: {name}: {key!r} is none of {', '.join(_KEYS)}")
+        raise ValueError(f"{name}: {key!r} is none of {', '.join(_KEYS)}")
     if key == "passthrough":
         if value not in _BOOLEANS:
-            raise ValueError(f"kube_services: {name}: passthrough={value!r} is neither true nor false")
+            raise ValueError(f"{name}: passthrough={value!r} is neither true nor false")
         return key, _BOOLEANS[value]
     if key == "app_protocol":
         if value not in APP_PROTOCOLS:
-            raise ValueError(f"kube_services: {name}: app_protocol={value!r} is none of {', '.join(APP_PROTOCOLS)}")
+            raise ValueError(f"{name}: app_protocol={value!r} is none of {', '.join(APP_PROTOCOLS)}")
         return key, value
     path = Path(value).expanduser()
     if not path.is_file():
-        raise ValueError(f"kube_services: {name}: {key}={value!r} is no file")
+        raise ValueError(f"{name}: {key}={value!r} is no file")
     return key, str(path)

@@ -17,7 +17,7 @@ from tests.tunnel import ADDON
     [
         ("kube_retry_max=abc", "kube_retry_max: .*abc"),
         ("kube_retry_max=-5", "kube_retry_max: -5 is less than 0"),
-        ("kube_response_header_timeout=0", "kube_response_header_timeout: 0 is less than 1"),
+        ("kube_response_header_timeout=0", "kube_response_header_timeout: 0 is less than 1ms"),
         ("kube_nonsense=1", "kube_nonsense: there is no such option; there are .*kube_zone"),
         ("kube_zone=bad..zone", "kube_zone: 'bad..zone' is not a DNS zone"),
         ("kube_zone=", "kube_zone: '' is not a DNS zone"),

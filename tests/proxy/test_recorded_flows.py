@@ -19,7 +19,7 @@ from mitmproxy.flow import Flow
 
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.settings import ClusterSettings, Settings
-from kubetunnel.proxy.clusters import Cluster
+from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.routing import Router
 from kubetunnel.sim.cluster import SimCluster
 from tests.flows.record import DIRECTORY, MAX_FILE_BYTES, RECORDINGS
@@ -236,8 +236,9 @@ async def test_options_of_server_replay_are_mitmproxys(start_tunnel: Callable[..
 @pytest.mark.parametrize("name", ["http1", "https2", "grpc", "websocket"])
 async def test_what_was_recorded_is_routed_as_it_was(sim: SimCluster, tmp_path: Path, name: str) -> None:
     """A replay asks no cluster, so a change of routing shows here, on the simulated one with the same objects."""
-    cluster = Cluster(ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "kubeconfig"))))
-    router = Router(Settings(), cluster)
+    settings = Settings(cluster=ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "kubeconfig"))))
+    clusters = Clusters(settings)
+    router = Router(settings, clusters)
     recorded = [flow for flow in flows(recording(name)) if isinstance(flow, http.HTTPFlow) and "kube" in flow.metadata]
     assert recorded
     for flow in recorded:
@@ -247,4 +248,4 @@ async def test_what_was_recorded_is_routed_as_it_was(sim: SimCluster, tmp_path: 
         assert destination.address == (flow.request.host, flow.request.port)
         assert destination.spoken.tls == (flow.request.scheme == "https")
         assert {target.pod_port.port for target in destination.targets} == {kube["pod_port"]}
-    await cluster.aclose()
+    await clusters.aclose()

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
-from kubetunnel.core.errors import ClusterUnreachable, NoReadyEndpoints, PodGone, PortNotExposed
+from kubetunnel.core.errors import ClusterUnreachable, NoReadyEndpoints, NotAServiceName, PodGone, PortNotExposed
 from kubetunnel.core.ports import PortRequest
-from kubetunnel.core.settings import ClusterSettings, RetrySettings, ServiceSettings, Settings
-from kubetunnel.proxy.clusters import Cluster
+from kubetunnel.core.settings import ClusterSettings, RetrySettings, ServiceSettings, Settings, ZoneSettings
+from kubetunnel.proxy.clusters import Cluster, Clusters
 from kubetunnel.proxy.greeting import commands_to_try
 from kubetunnel.proxy.routing import Destination, Router, Upstream
 from kubetunnel.sim.cluster import SimCluster
@@ -25,15 +26,16 @@ HTTP = PortRequest(80, explicit=False, scheme="http")
 
 
 @pytest_asyncio.fixture
-async def cluster(sim: SimCluster, tmp_path: Path) -> AsyncIterator[Cluster]:
-    opened = Cluster(ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "kubeconfig"))))
+async def clusters(sim: SimCluster, tmp_path: Path) -> AsyncIterator[Clusters]:
+    kubeconfig = ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "kubeconfig")))
+    opened = Clusters(Settings(cluster=kubeconfig))
     yield opened
     await opened.aclose()
 
 
 @pytest.fixture
-def router(cluster: Cluster) -> Router:
-    return Router(Settings(), cluster, random.Random(1))
+def router(clusters: Clusters) -> Router:
+    return Router(Settings(), clusters, random.Random(1))
 
 
 async def find(router: Router, host: str) -> Destination:
@@ -75,14 +77,14 @@ async def test_a_burst_is_spread_over_the_pods(router: Router) -> None:
         upstream.writer.close()
 
 
-async def test_tries_are_as_many_as_configured(sim: SimCluster, cluster: Cluster) -> None:
-    router = Router(Settings(retry=RetrySettings(max=0)), cluster)
+async def test_tries_are_as_many_as_configured(sim: SimCluster, clusters: Clusters) -> None:
+    router = Router(Settings(retry=RetrySettings(max=0)), clusters)
     destination = await find(router, "pair.demo")
     await sim.kill_pod("demo", "pair")
     with pytest.raises(PodGone):
         await router.open(destination)
     with pytest.raises(NoReadyEndpoints):
-        await Router(Settings(), cluster).open(destination)
+        await Router(Settings(), clusters).open(destination)
 
 
 async def test_a_refusal_names_the_kubeconfig_in_its_command(sim: SimCluster, router: Router, tmp_path: Path) -> None:
@@ -106,9 +108,9 @@ async def test_settings_that_change_while_the_kubeconfig_is_read_win(sim: SimClu
         await cluster.session()
 
 
-async def test_a_vanished_pods_upstreams_are_drained(sim: SimCluster, cluster: Cluster, router: Router) -> None:
+async def test_a_vanished_pods_upstreams_are_drained(sim: SimCluster, clusters: Clusters, router: Router) -> None:
     upstream = await router.open(await find(router, "pair.demo"))
-    forwards = (await cluster.session()).forwards
+    forwards = (await clusters.first.session()).forwards
     await sim.kill_pod("demo", "pair")
     async with asyncio.timeout(5):
         while any(facts.state == "open" for facts in forwards.upstreams()):  # noqa: ASYNC110 - tells nobody
@@ -116,18 +118,18 @@ async def test_a_vanished_pods_upstreams_are_drained(sim: SimCluster, cluster: C
     upstream.writer.close()
 
 
-async def test_a_pod_in_clear_is_asked_once_whether_it_speaks_http_2(cluster: Cluster, router: Router) -> None:
+async def test_a_pod_in_clear_is_asked_once_whether_it_speaks_http_2(clusters: Clusters, router: Router) -> None:
     destination = await find(router, "echo.demo")
     asked = await asyncio.gather(*(router.http_version(destination, client_http2=True) for _ in range(5)))
     assert {version.name for version in asked} == {"HTTP2"}
-    forwards = (await cluster.session()).forwards
+    forwards = (await clusters.first.session()).forwards
     assert sum(facts.streams_opened for facts in forwards.upstreams()) == 1
     plain = await router.find(await router.parse("echo.demo"), PortRequest(7, explicit=True, scheme=""))
     assert (await router.http_version(plain, client_http2=True)).name == "HTTP1"
 
 
 async def test_a_port_that_refused_once_is_asked_again_and_all_who_ask_are_told(
-    sim: SimCluster, cluster: Cluster, router: Router
+    sim: SimCluster, clusters: Clusters, router: Router
 ) -> None:
     destination = await find(router, "echo.demo")
     sim.faults.set(port=8080, refuse=True)
@@ -145,14 +147,14 @@ async def test_a_pod_by_address_is_spoken_to_in_tls_at_the_usual_ports(sim: SimC
         assert (await router.find(name, PortRequest(port, explicit=True, scheme="https"))).spoken.tls is tls
 
 
-async def test_a_ca_file_for_a_port_means_tls(cluster: Cluster) -> None:
-    router = Router(Settings(services=(ServiceSettings("echo.demo", 80, ca_file="/ca.pem"),)), cluster)
+async def test_a_ca_file_for_a_port_means_tls(clusters: Clusters) -> None:
+    router = Router(Settings(services=(ServiceSettings("echo.demo", 80, ca_file="/ca.pem"),)), clusters)
     assert (await find(router, "echo.demo")).spoken.tls
 
 
-async def test_what_the_user_knows_of_a_service_wins(cluster: Cluster) -> None:
+async def test_what_the_user_knows_of_a_service_wins(clusters: Clusters) -> None:
     services = (ServiceSettings("echo.*", 80, app_protocol="https"), ServiceSettings("*", app_protocol="http"))
-    router = Router(Settings(services=services), cluster)
+    router = Router(Settings(services=services), clusters)
     assert (await find(router, "echo.demo")).spoken.tls
     assert not (await find(router, "pair.demo")).spoken.tls
 
@@ -185,3 +187,41 @@ async def test_a_defect_of_ours_is_told_and_not_waited_for(
         assert "ZeroDivisionError" in told.json["detail"]
     assert tunnel.log.count("Traceback") == 2
     tunnel.lines[:] = [line.replace("Traceback", "expected") for line in tunnel.lines]
+
+
+async def test_another_zone_is_another_cluster(sim: SimCluster, clusters: Clusters, tmp_path: Path) -> None:
+    async with SimCluster() as production:
+        here_too = yaml.safe_load(sim.kubeconfig(tmp_path / "here").read_text())
+        there = yaml.safe_load(production.kubeconfig(tmp_path / "there", context="production").read_text())
+        there["users"][0]["name"] = there["contexts"][0]["context"]["user"] = "there"
+        merged = here_too | {kind: here_too[kind] + there[kind] for kind in ("clusters", "users", "contexts")}
+        (tmp_path / "merged").write_text(yaml.safe_dump(merged))
+        settings = Settings(
+            cluster=ClusterSettings(kubeconfig=str(tmp_path / "merged")),
+            zones=(ZoneSettings("prod.local", "production"), ZoneSettings("gone.local", "no-such-context")),
+        )
+        both = Clusters(settings)
+        router = Router(settings, both)
+        try:
+            await production.scale("demo", "echo", 1)
+            here = await find(router, "echo.demo.svc.cluster.local")
+            there_too = await find(router, "echo.demo.svc.prod.local")
+            assert (len(here.targets), len(there_too.targets)) == (2, 1)
+            assert here.session is not there_too.session
+            assert (await answer(await router.open(there_too))).decode() == there_too.targets[0].pod_port.pod
+            assert router.owns("echo.demo.svc.prod.local")
+            with pytest.raises(ClusterUnreachable, match="no-such-context"):
+                await find(router, "echo.demo.svc.gone.local")
+            await find(router, "echo.demo.svc.cluster.local")
+
+            both.configure(Settings(cluster=settings.cluster), None)
+            with pytest.raises(NotAServiceName):
+                await find(router, "echo.demo.svc.prod.local")
+            with pytest.raises(ClusterUnreachable):  # soon: it is ended by a task
+                async with asyncio.timeout(5):
+                    while True:
+                        _, writer = await there_too.session.forwards.open_connection(there_too.targets[0].pod_port)
+                        writer.close()
+                        await asyncio.sleep(0.01)
+        finally:
+            await both.aclose()

@@ -1,37 +1,108 @@
-"""What the user can choose. A frozen tree with documented defaults; the contract's section 8 names each setting."""
+"""What the user can choose. A frozen tree with documented defaults; the contract's section 8 names each setting.
+
+The tree is the only list of settings: options of mitmproxy, flags, environment variables, the YAML file and the
+reference are made from it (`every_setting`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
+from typing import Any, Literal, get_type_hints
+
+Kind = Literal["text", "number", "duration", "switch", "list"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as a user meets it.
+
+    Attributes:
+        path: its place in the YAML file, `retry.max`.
+        default: a float in seconds where the kind is "duration", a tuple of texts where it is "list".
+        takes: the form of a text or of a list's items, for people.
+    """
+
+    path: str
+    kind: Kind
+    default: Any
+    doc: str
+    env: str | None = None
+    flag: str | None = None
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    takes: str = ""
+
+    @property
+    def option(self) -> str:
+        """Its name as an option of mitmproxy: `kube_retry_max`; what is in `cluster` or `http` goes without that."""
+        path = self.path.removeprefix("cluster.").removeprefix("http.")
+        return "kube_" + path.replace(".", "_")
+
+
+def _setting(default: Any, doc: str, **more: Any) -> Any:
+    """A field of the tree: what `Setting` wants to know beside path, kind and default."""
+    return field(default=default, metadata={"doc": doc, **more})
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """Which cluster, as whom. None: what kubectl would take."""
 
-    kubeconfig: str | None = None
-    context: str | None = None
-    namespace: str | None = None
-    zone: str = "cluster.local"  # kubelet's --cluster-domain default
+    kubeconfig: str | None = _setting(None, "Path of the kubeconfig; none: as kubectl finds it.", flag="--kubeconfig")
+    context: str | None = _setting(None, "Context of the kubeconfig; none: its current-context.", flag="--context")
+    namespace: str | None = _setting(None, "Namespace of short names; none: that of the context.", flag="--namespace")
+    # kubelet's --cluster-domain default
+    zone: str = _setting("cluster.local", "The cluster's DNS zone.", takes="a DNS zone such as cluster.local")
+    demo: bool = _setting(False, "Use a simulated cluster, started as a child process.", flag="--demo")
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
     """Another try of an upstream of which nothing was used yet."""
 
-    max: int = 2
-    delay_s: float = 0.1
+    max: int = _setting(
+        2, "Further tries of an upstream that did not open.", env="KTUN_RETRY_MAX", flag="--max-retries",
+        least=0, most=10,
+    )  # fmt: skip
+    delay_s: float = _setting(
+        0.1, "Before the first further try; doubled for each.", env="KTUN_RETRY_DELAY", least=0.001, most=10
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
     """HTTP between us and the pods."""
 
-    force_http2: bool = False  # every request goes as HTTP/2
-    disable_fallback: bool = False  # an HTTP/2 request goes as HTTP/2 or not at all
-    response_header_timeout_s: float = 30.0
-    grpc_timeout_s: float = 30.0  # where a call brings no grpc-timeout
+    force_http2: bool = _setting(False, "Speak HTTP/2 to every pod.", env="KTUN_FORCE_HTTP2")
+    disable_fallback: bool = _setting(
+        False, "HTTP/2 requests go to pods as HTTP/2 or not at all.", env="KTUN_DISABLE_FALLBACK"
+    )
+    response_header_timeout_s: float = _setting(
+        30.0, "From the end of a request to the head of its response.", env="KTUN_RESPONSE_HEADER_TIMEOUT",
+        least=0.001, most=86400,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcSettings:
+    """gRPC calls."""
+
+    timeout_s: float = _setting(
+        30.0, "Of a gRPC call that brings no grpc-timeout, to the head of its response.", env="KTUN_GRPC_TIMEOUT",
+        least=0.001, most=86400,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """Upstreams that are kept."""
+
+    idle_timeout_s: float = _setting(
+        300.0, "Unused upstreams, watches and listeners end after it.", env="KTUN_IDLE_TIMEOUT", least=1, most=86400
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +130,53 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ZoneSettings:
+    """Another cluster: names of this zone are looked up in this context of the kubeconfig."""
+
+    zone: str
+    context: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings."""
 
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
     http: HttpSettings = field(default_factory=HttpSettings)
-    services: tuple[ServiceSettings, ...] = ()
+    grpc: GrpcSettings = field(default_factory=GrpcSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    services: tuple[ServiceSettings, ...] = _setting(
+        (), "What you know of a Service.",
+        takes="NAME.NAMESPACE[:PORT] app_protocol=… passthrough=true ca_file=… client_certificate=…",
+    )  # fmt: skip
+    zones: tuple[ZoneSettings, ...] = _setting(
+        (), "Other clusters: names of ZONE are looked up in CONTEXT of the kubeconfig.", takes="ZONE=CONTEXT"
+    )
 
     def of_service(self, service: str, namespace: str, port: int) -> ServiceSettings:
         """The first entry that fits, else one that says nothing."""
         fitting = (entry for entry in self.services if entry.fits(service, namespace, port))
         return next(fitting, ServiceSettings(f"{service}.{namespace}"))
+
+
+def every_setting() -> tuple[Setting, ...]:
+    """All settings, in the order of the tree."""
+    return tuple(_settings_in(Settings, ""))
+
+
+def _settings_in(section: type, prefix: str) -> Iterator[Setting]:
+    types = get_type_hints(section)
+    for item in fields(section):
+        declared = types[item.name]
+        if isinstance(declared, type) and is_dataclass(declared):
+            yield from _settings_in(declared, f"{prefix}{item.name}.")
+            continue
+        if item.default is MISSING or "doc" not in item.metadata:
+            raise TypeError(f"{section.__name__}.{item.name} is no setting: it has no default or no doc")
+        yield Setting(prefix + item.name.removesuffix("_s"), _kind(declared), item.default, **item.metadata)
+
+
+def _kind(declared: Any) -> Kind:
+    kinds: dict[Any, Kind] = {bool: "switch", int: "number", float: "duration", str: "text", str | None: "text"}
+    return kinds.get(declared, "list")

@@ -14,7 +14,7 @@ from kubetunnel.cluster.access import ClusterAccess, load_access
 from kubetunnel.cluster.discovery import Discovery
 from kubetunnel.core.catalog import ServiceState
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError
-from kubetunnel.core.settings import ClusterSettings
+from kubetunnel.core.settings import ClusterSettings, Settings
 from kubetunnel.demo import Demo
 from kubetunnel.forward.pool import PortForwards
 
@@ -101,6 +101,59 @@ class Cluster:
         if session is not None:
             await session.aclose()
         await asyncio.gather(*self._retiring)
+
+
+class Clusters:
+    """The clusters by their zones: that of the settings, and those of other contexts that they name.
+
+    Each has credentials, catalog and port-forwards of its own, and is opened when a name of its zone is asked for.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._clusters: dict[str, Cluster] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self.configure(settings, None)
+
+    @property
+    def zones(self) -> tuple[str, ...]:
+        """The zones that are ours; short names are in the first."""
+        return tuple(self._clusters)
+
+    def of(self, zone: str) -> Cluster:
+        """The cluster of one of `zones`."""
+        return self._clusters[zone]
+
+    @property
+    def first(self) -> Cluster:
+        return self._clusters[self.zones[0]]
+
+    def configure(self, settings: Settings, demo: Demo | None) -> None:
+        """Takes other settings; a cluster that they do not name any more is ended.
+
+        Args:
+            demo: stands in for the first cluster.
+        """
+        main = settings.cluster
+        wanted = {_plain(main.zone): main}
+        for other in settings.zones:
+            wanted.setdefault(_plain(other.zone), ClusterSettings(main.kubeconfig, other.context, None, other.zone))
+        former, self._clusters = self._clusters, {}
+        for zone, cluster_settings in wanted.items():
+            cluster = former.pop(zone, None) or Cluster(cluster_settings)
+            cluster.configure(cluster_settings, demo if cluster_settings is main else None)
+            self._clusters[zone] = cluster
+        for cluster in former.values():
+            task = asyncio.get_running_loop().create_task(cluster.aclose(), name="cluster of a former zone")
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def aclose(self) -> None:
+        """Ends all of them, for good."""
+        await asyncio.gather(*(cluster.aclose() for cluster in self._clusters.values()), *self._ending)
+
+
+def _plain(zone: str) -> str:
+    return zone.lower().removesuffix(".")
 
 
 def _open(access: ClusterAccess) -> Session:

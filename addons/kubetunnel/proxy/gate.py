@@ -93,7 +93,7 @@ class Gate:
         settings = self._router.settings
         exchange = ExchangePolicy(
             response_header_timeout_s=settings.http.response_header_timeout_s,
-            grpc_timeout_s=settings.http.grpc_timeout_s,
+            grpc_timeout_s=settings.grpc.timeout_s,
             retry_max=settings.retry.max,
         )
         mode = mode or (HTTPMode.transparent if context.server.address else HTTPMode.regular)

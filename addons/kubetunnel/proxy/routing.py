@@ -21,7 +21,7 @@ from kubetunnel.core.ports import PortRequest, choose_port
 from kubetunnel.core.settings import ServiceSettings, Settings
 from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
 from kubetunnel.forward.pool import PortForwards
-from kubetunnel.proxy.clusters import Cluster, Session
+from kubetunnel.proxy.clusters import Clusters, Session
 from kubetunnel.proxy.http2_probe import speaks_http2
 
 logger = logging.getLogger(__name__)
@@ -65,9 +65,9 @@ class Upstream:
 class Router:
     """Finds and opens what a name stands for."""
 
-    def __init__(self, settings: Settings, cluster: Cluster, rng: random.Random | None = None) -> None:
+    def __init__(self, settings: Settings, clusters: Clusters, rng: random.Random | None = None) -> None:
         self._settings = settings
-        self._cluster = cluster
+        self._clusters = clusters
         self._rng = rng or random.Random()  # noqa: S311 - balancing, no secret
         self._opening: Counter[PodPort] = Counter()
         self._probed: dict[tuple[str, int], tuple[bool, float]] = {}
@@ -105,12 +105,12 @@ class Router:
         name = parse_name(host, zones=self._zones, default_namespace=self._settings.cluster.namespace or "")
         if name.namespace:
             return name
-        session = await self._cluster.session()
+        session = await self._clusters.of(name.zone).session()
         return parse_name(host, zones=self._zones, default_namespace=session.access.namespace)
 
     async def find(self, name: Name, request: PortRequest, *, fresh: bool = False) -> Destination:
         """Looks the name up, `fresh` at the API server in any case. Raises what the contract's section 5 lists."""
-        session = await self._cluster.session()
+        session = await self._clusters.of(name.zone).session()
         try:
             return await self._find(session, name, request, fresh=fresh)
         except KubeTunnelError as e:
@@ -228,7 +228,7 @@ class Router:
 
     @property
     def _zones(self) -> tuple[str, ...]:
-        return (self._settings.cluster.zone,)
+        return self._clusters.zones
 
 
 def error_of(exception: BaseException | None) -> KubeTunnelError | None:
