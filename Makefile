@@ -1,6 +1,6 @@
 # make run, make test: each does all the set-up that it needs, says what it does, and then its job.
 .DELETE_ON_ERROR:
-.PHONY: run test check test-cluster bench fmt clean help
+.PHONY: run test check test-cluster bench fmt docs clean help
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -9,7 +9,7 @@ ARGS ?=
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-run: $(READY) ## the tunnel on 127.0.0.1:8080: your current cluster, else a simulated one (ARGS='…' are options of mitmdump)
+run: $(READY) ## the tunnel on 127.0.0.1:8080: your current cluster, else a simulated one (ARGS='…' are its flags)
 	@exec $(BIN)/python -m kubetunnel $(ARGS)
 
 test: $(READY) ## the tests, against the simulated cluster
@@ -31,6 +31,10 @@ bench: $(READY) ## the benchmarks, a minute or so (bench/README.md)
 fmt: $(READY) ## formats the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY) ## what is made of the settings: config.example.yaml, docs/settings.md
+	$(BIN)/kube-tunnel config --example > config.example.yaml
+	$(BIN)/kube-tunnel config --reference > docs/settings.md
 
 clean: ## removes what was made
 	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

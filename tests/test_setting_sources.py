@@ -19,8 +19,8 @@ from kubetunnel.core.settings import (
     ZoneSettings,
     every_setting,
 )
-from kubetunnel.options import add_options, settings_of
-from kubetunnel.setting_sources import SettingSources, read_config, read_environment
+from kubetunnel.options import SettingSources, add_options, settings_of
+from kubetunnel.setting_sources import read_config, read_environment
 from kubetunnel.setting_values import SettingsError, default_option_value, settings_from
 
 

@@ -11,7 +11,7 @@ from mitmproxy import ctx, exceptions
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.settings import Settings
 from kubetunnel.demo import Demo
-from kubetunnel.options import PREFIX, add_options, settings_of, take_mistakes
+from kubetunnel.options import PREFIX, SettingSources, add_options, settings_of, take_mistakes
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.gate import Gate
 from kubetunnel.proxy.greeting import commands_to_try
@@ -21,7 +21,6 @@ from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.shown import Shown
 from kubetunnel.proxy.upstreams import Upstreams
-from kubetunnel.setting_sources import SettingSources
 from kubetunnel.setting_values import SettingsError
 
 logger = logging.getLogger(__name__)

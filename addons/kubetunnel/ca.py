@@ -1,4 +1,4 @@
-"""`python -m kubetunnel ca`: the certificate authority that mitmproxy signs with, and how to have it trusted.
+"""`kube-tunnel ca`: the certificate authority that mitmproxy signs with, and how to have it trusted.
 
 mitmproxy makes it at its first start (`mitmproxy.certs.CertStore`); here it is made before that, by the same code.
 """

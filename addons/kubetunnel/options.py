@@ -1,18 +1,28 @@
-"""The settings as options of mitmproxy, `kube_…`: for `--set`, its config.yaml and mitmweb's options page."""
+"""The settings as options of mitmproxy, `kube_…`: for `--set`, its config.yaml and mitmweb's options page.
+
+What environment and settings file say is written into the options, so that all else sees one place. Strongest first:
+environment, options (and flags, which become options), file, default. The file is read again when it changes, and then
+taken whole or not at all.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mitmproxy import exceptions
 from mitmproxy.optmanager import OptManager
 
 from kubetunnel.core.settings import Setting, Settings, every_setting
-from kubetunnel.setting_values import SettingsError, default_option_value, settings_from
+from kubetunnel.setting_sources import CONFIG, read_config, read_sources
+from kubetunnel.setting_values import OptionValue, SettingsError, default_option_value, settings_from
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "kube_"
-CONFIG = "kube_config"
 
 
 def add_options(loader: Any) -> None:
@@ -76,3 +86,71 @@ def settings_of(options: OptManager, sources: Mapping[str, str]) -> Settings:
         return settings_from(values, sources)
     except SettingsError as e:
         raise exceptions.OptionsError(str(e)) from e
+
+
+class SettingSources:
+    """Writes what environment and file say into the options, and keeps account of who said what.
+
+    `of`: the source of each value that is no default, by the setting's path, as errors name it.
+    """
+
+    def __init__(self, options: OptManager, environ: Mapping[str, str] = os.environ) -> None:
+        self.of: dict[str, str] = {}
+        self._options = options
+        self._environ = environ
+        self._file: Path | None = None
+        self._seen: tuple[int, int] | None = None
+
+    def load(self) -> None:
+        """In the `load` hook, while what was given on the command line is still deferred. Raises SettingsError."""
+        chosen = self._options.deferred.get(CONFIG, "")
+        words = getattr(chosen, "val", chosen)  # of --set; what mitmproxy's own file has is typed
+        found = read_sources(self._environ, words[0] if isinstance(words, list) else words)
+        self._file, self._seen = found.file, _stamp(found.file)
+        updates: dict[str, OptionValue] = {}
+        for setting in every_setting():
+            value, source = found.values.get(setting.path, (None, ""))
+            if setting.option in self._options.deferred and not source.startswith("environment"):
+                self.of[setting.path] = f"option: {setting.option}"
+            elif value is not None:
+                self._options.deferred.pop(setting.option, None)
+                updates[setting.option], self.of[setting.path] = value, source
+        self._options.update(**updates)
+        if self._file:
+            logger.info("Settings from %s.", self._file)
+
+    def look(self) -> None:
+        """Takes up a file that changed since; one that is wrong is told of and left."""
+        stamp = _stamp(self._file)
+        if self._file is None or stamp is None or stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._take_up(read_config(self._file))
+        except (SettingsError, exceptions.OptionsError) as e:
+            logger.warning("%s was changed, but is not taken: the settings stay as they are.\n%s", self._file, e)
+
+    def _take_up(self, file: Mapping[str, OptionValue]) -> None:
+        updates: dict[str, OptionValue] = {}
+        for setting in every_setting():
+            source = f"{self._file}: {setting.path}"
+            if setting.path in file and self.of.get(setting.path) in (None, source):
+                self.of[setting.path] = source
+                updates[setting.option] = file[setting.path]
+            elif self.of.get(setting.path) == source and setting.path not in file:
+                del self.of[setting.path]
+                updates[setting.option] = default_option_value(setting)
+        changed = {name: value for name, value in updates.items() if getattr(self._options, name) != value}
+        if changed:
+            self._options.update(**changed)
+            logger.info("%s was changed: %s.", self._file, ", ".join(f"{k} is {v!r}" for k, v in changed.items()))
+        else:
+            logger.info("%s was changed, but nothing in it that counts.", self._file)
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    try:
+        found = path.stat() if path else None
+    except OSError:
+        return None  # being replaced by an editor; the next look finds it
+    return (found.st_mtime_ns, found.st_ino) if found else None

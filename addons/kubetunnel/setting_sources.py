@@ -1,40 +1,37 @@
-"""Where settings come from, strongest first: environment, options of mitmproxy (and flags), YAML file, default.
-
-What the environment and the file say is written into mitmproxy's options, so that all else, mitmweb's options page too,
-sees one place. The file is read again when it changes, and then taken whole or not at all.
-"""
+"""What the environment and the YAML file say of the settings. The environment is stronger; mistakes come at once."""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from mitmproxy import exceptions
-from mitmproxy.optmanager import OptManager
 
 from kubetunnel.core.settings import Setting, every_setting
-from kubetunnel.options import CONFIG
-from kubetunnel.setting_values import OptionValue, Problem, SettingsError, default_option_value, option_value
+from kubetunnel.setting_values import OptionValue, Problem, SettingsError, option_value
 
-logger = logging.getLogger(__name__)
-
+CONFIG = "kube_config"  # the option of mitmproxy that names the file
 _CONFIG_ENV = "KTUN_CONFIG"
 _MAX_FILE_BYTES = 1 << 20
 
 
-def find_config(chosen: str, environ: Mapping[str, str]) -> Path | None:
+def find_config(
+    chosen: str, environ: Mapping[str, str], *, chosen_by: tuple[str, str] = ("option", CONFIG)
+) -> Path | None:
     """The settings file: the chosen one, else the first that is there of the usual places.
+
+    Args:
+        chosen: a path, "" for none; the environment's is stronger.
+        chosen_by: the source and the key that gave it, for errors.
 
     Raises:
         SettingsError: the chosen one is not there.
     """
     for source, key, path in (
         ("environment", _CONFIG_ENV, environ.get(_CONFIG_ENV)),
-        ("option", CONFIG, chosen),
+        (*chosen_by, chosen),
     ):
         if path:
             found = Path(path).expanduser()
@@ -77,8 +74,11 @@ def read_config(path: Path) -> dict[str, OptionValue]:
 def _flattened(document: Mapping[Any, Any], prefix: str, known: Mapping[str, Setting]) -> Iterator[tuple[str, Any]]:
     for key, value in document.items():
         path = f"{prefix}{key}"
+        is_section = any(setting.startswith(f"{path}.") for setting in known)
         if isinstance(value, Mapping) and path not in known:
             yield from _flattened(value, f"{path}.", known)
+        elif value is None and is_section:
+            continue  # all in it is commented out
         else:
             yield path, value
 
@@ -105,91 +105,37 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, OptionValue]:
     return values
 
 
-class SettingSources:
-    """Writes what environment and file say into the options, and keeps account of who said what.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What environment and file say.
 
-    `of`: the source of each value that is no default, by the setting's path, as errors and listings name it.
+    Attributes:
+        values: value and source (`environment: KTUN_RETRY_MAX`, `FILE: retry.max`) by the setting's path.
+        file: the settings file, None where there is none.
     """
 
-    def __init__(self, options: OptManager, environ: Mapping[str, str] = os.environ) -> None:
-        self.of: dict[str, str] = {}
-        self._options = options
-        self._environ = environ
-        self._file: Path | None = None
-        self._seen: tuple[int, int] | None = None
-
-    def load(self) -> None:
-        """In the `load` hook, while what was given on the command line is still deferred. Raises SettingsError."""
-        problems: list[Problem] = []
-        environment = self._take(lambda: read_environment(self._environ), problems)
-        chosen = self._options.deferred.get(CONFIG)
-        words = getattr(chosen, "val", chosen)
-        chosen = words[0] if isinstance(words, list) else words or ""
-        file: dict[str, OptionValue] = {}
-
-        def read_file() -> dict[str, OptionValue]:
-            self._file = find_config(chosen, self._environ)
-            self._seen = _stamp(self._file)
-            return read_config(self._file) if self._file else {}
-
-        file = self._take(read_file, problems)
-        if problems:
-            raise SettingsError(problems)
-        updates: dict[str, OptionValue] = {}
-        for setting in every_setting():
-            if setting.path in environment:
-                self._options.deferred.pop(setting.option, None)
-                updates[setting.option] = environment[setting.path]
-                self.of[setting.path] = f"environment: {setting.env}"
-            elif setting.option in self._options.deferred:
-                self.of[setting.path] = f"option: {setting.option}"
-            elif setting.path in file:
-                updates[setting.option] = file[setting.path]
-                self.of[setting.path] = f"{self._file}: {setting.path}"
-        self._options.update(**updates)
-        if self._file:
-            logger.info("Settings from %s.", self._file)
-
-    @staticmethod
-    def _take(read: Any, problems: list[Problem]) -> dict[str, OptionValue]:
-        try:
-            return read()  # type: ignore[no-any-return]
-        except SettingsError as e:
-            problems += e.problems
-            return {}
-
-    def look(self) -> None:
-        """Takes up a file that changed since; one that is wrong is told of and left."""
-        stamp = _stamp(self._file)
-        if self._file is None or stamp is None or stamp == self._seen:
-            return
-        self._seen = stamp
-        try:
-            self._take_up(read_config(self._file))
-        except (SettingsError, exceptions.OptionsError) as e:
-            logger.warning("%s was changed, but is not taken: the settings stay as they are.\n%s", self._file, e)
-
-    def _take_up(self, file: Mapping[str, OptionValue]) -> None:
-        updates: dict[str, OptionValue] = {}
-        for setting in every_setting():
-            source = f"{self._file}: {setting.path}"
-            if setting.path in file and self.of.get(setting.path) in (None, source):
-                self.of[setting.path] = source
-                updates[setting.option] = file[setting.path]
-            elif self.of.get(setting.path) == source and setting.path not in file:
-                del self.of[setting.path]
-                updates[setting.option] = default_option_value(setting)
-        changed = {name: value for name, value in updates.items() if getattr(self._options, name) != value}
-        if changed:
-            self._options.update(**changed)
-            logger.info("%s was changed: %s.", self._file, ", ".join(f"{k} is {v!r}" for k, v in changed.items()))
-        else:
-            logger.info("%s was changed, but nothing in it that counts.", self._file)
+    values: dict[str, tuple[OptionValue, str]]
+    file: Path | None
 
 
-def _stamp(path: Path | None) -> tuple[int, int] | None:
+def read_sources(environ: Mapping[str, str], chosen: str, *, chosen_by: tuple[str, str] = ("option", CONFIG)) -> Found:
+    """Reads both; arguments as `find_config`'s. Raises SettingsError with all that is wrong in either."""
+    problems: list[Problem] = []
+    environment: dict[str, OptionValue] = {}
+    from_file: dict[str, OptionValue] = {}
+    file = None
     try:
-        found = path.stat() if path else None
-    except OSError:
-        return None  # being replaced by an editor; the next look finds it
-    return (found.st_mtime_ns, found.st_ino) if found else None
+        environment = read_environment(environ)
+    except SettingsError as e:
+        problems += e.problems
+    try:
+        file = find_config(chosen, environ, chosen_by=chosen_by)
+        from_file = read_config(file) if file else {}
+    except SettingsError as e:
+        problems += e.problems
+    if problems:
+        raise SettingsError(problems)
+    values = {path: (value, f"{file}: {path}") for path, value in from_file.items()}
+    variables = {setting.path: f"environment: {setting.env}" for setting in every_setting()}
+    values |= {path: (value, variables[path]) for path, value in environment.items()}
+    return Found(values, file)

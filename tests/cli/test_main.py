@@ -1,0 +1,119 @@
+"""The command `kube-tunnel`: flags as Go and as click write them, mistakes told at once, and what reaches mitmproxy."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kubetunnel.cli import main as cli
+from tests.tunnel import ADDON
+
+
+class Started(Exception):  # noqa: N818 - no error
+    """mitmproxy would run now, with these arguments."""
+
+    def __init__(self, program: str, arguments: Sequence[str]) -> None:
+        super().__init__(program, arguments)
+        self.program, self.arguments = program, list(arguments)
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CliRunner:
+    def instead(program: str, arguments: Sequence[str]) -> int:
+        raise Started(program, arguments)
+
+    monkeypatch.setattr(cli, "run_mitmproxy", instead)
+    monkeypatch.chdir(tmp_path)
+    return CliRunner(env={"KUBECONFIG": "/some/kubeconfig", "XDG_CONFIG_HOME": str(tmp_path)})
+
+
+def started(runner: CliRunner, *arguments: str) -> Started:
+    error = runner.invoke(cli.main, arguments).exception
+    assert isinstance(error, Started), error
+    return error
+
+
+def test_without_anything_it_is_mitmdump_with_the_addon(runner: CliRunner) -> None:
+    run = started(runner)
+    assert (run.program, run.arguments) == ("mitmdump", ["-s", str(ADDON)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "passed"),
+    [
+        (("-port=9090",), ("-p", "9090")),
+        (("--port", "9090"), ("-p", "9090")),
+        (("-p9090",), ("-p", "9090")),
+        (("-context=prod", "-verbose"), ("--set", "kube_context=prod", "--verbose")),
+        (("--max-retries", "0"), ("--set", "kube_retry_max=0")),
+        (("-demo",), ("--set", "kube_demo=true")),
+        (("-demo=false",), ("--set", "kube_demo=false")),
+        (("--no-demo",), ("--set", "kube_demo=false")),
+        (("--set", "a=1", "--set", "b=2"), ("--set", "a=1", "--set", "b=2")),
+        (("-q", "--", "-w", "ca"), ("--quiet", "-w", "ca")),
+    ],
+)
+def test_what_reaches_mitmproxy(runner: CliRunner, arguments: tuple[str, ...], passed: tuple[str, ...]) -> None:
+    assert started(runner, *arguments).arguments == ["-s", str(ADDON), *passed]
+
+
+def test_the_other_faces_of_mitmproxy(runner: CliRunner) -> None:
+    assert started(runner, "--web").program == "mitmweb"
+    assert started(runner, "--tui").program == "mitmproxy"
+
+
+def test_the_demo_where_there_is_no_cluster(runner: CliRunner, tmp_path: Path) -> None:
+    runner.env.update({"KUBECONFIG": "", "HOME": str(tmp_path), "KUBERNETES_SERVICE_HOST": ""})
+    assert started(runner).arguments[:2] == ["--set", "kube_demo=true"]
+    (tmp_path / ".kube").mkdir()
+    (tmp_path / ".kube" / "config").touch()
+    assert "kube_demo=true" not in started(runner).arguments
+
+
+def test_all_mistakes_are_told_at_once(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "kube-tunnel.yaml").write_text("retry: {max: 11}")
+    runner.env["KTUN_GRPC_TIMEOUT"] = "0s"
+    result = runner.invoke(cli.main, ["--max-retries=x"])
+    assert result.exit_code == 2
+    assert result.output.splitlines() == [
+        "kube-tunnel: flag: --max-retries: 'x' is not a whole number",
+        "kube-tunnel: environment: KTUN_GRPC_TIMEOUT: 0s is less than 1ms",
+        "kube-tunnel: kube-tunnel.yaml: retry.max: 11 is more than 10",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--config", "/nope"), "kube-tunnel: flag: --config: '/nope' is no file"),
+        (("-demo=maybe",), "'maybe' is neither true nor false"),
+        (("--prot", "80"), r"No such option '--prot'.*--port"),
+        (("forwrad",), "No such command 'forwrad'"),
+        (("-port=99999",), "99999 is not in the range"),
+    ],
+)
+def test_a_mistake_says_what_is_allowed(runner: CliRunner, arguments: tuple[str, ...], told: str) -> None:
+    result = runner.invoke(cli.main, arguments)
+    assert result.exit_code == 2
+    assert re.search(told, result.output, re.DOTALL), result.output
+
+
+def test_every_subcommand_is_there_and_says_what_it_does(runner: CliRunner) -> None:
+    context = cli.main.make_context("kube-tunnel", ["addon-path"], resilient_parsing=True)
+    listed = runner.invoke(cli.main, ["--help"]).output
+    for name in cli.main.list_commands(context):
+        result = runner.invoke(cli.main, [name, "--help"])
+        assert result.exit_code == 0
+        assert result.output.startswith(f"Usage: kube-tunnel {name} ")
+        assert re.search(rf"^  {name}  +\S", listed, re.MULTILINE)
+
+
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "kubetunnel", "addon-path"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{ADDON}\n"
