@@ -18,6 +18,7 @@ from websockets.frames import Opcode
 from websockets.protocol import Protocol, Side, State
 
 from kubetunnel.cluster.access import ClusterAccess
+from kubetunnel.cluster.suspicion import Suspicion
 from kubetunnel.core.errors import Unauthenticated
 from kubetunnel.forward.spdy import DataReceived, SpdyConnection, StreamOpened, StreamReset
 from kubetunnel.sim.certs import CertificateAuthority
@@ -199,7 +200,7 @@ class _Session:
 
     async def flush(self) -> None:
         data = self.output()
-        if self.frames is not None:
+        if self.frames is not None and self.frames.state is State.OPEN:
             for start in range(0, len(data), 30_000):  # message bounds mean nothing
                 self.frames.send_binary(data[start : start + 30_000])
             data = b"".join(self.frames.data_to_send())
@@ -280,7 +281,7 @@ class _SpdySession(_Session):
             match event:
                 case StreamOpened(number, headers):
                     fields = dict(headers)
-                    if not self.api.hold_replies:
+                    if not self.api.hold_replies and self.spdy.can_send(number):  # or reset in the same read
                         self.spdy.reply(number)
                     if fields["streamtype"] == "error":
                         self.error_of[fields["requestid"]] = number
@@ -347,6 +348,7 @@ class Access(ClusterAccess):
 
     def __init__(self, api: ApiServer) -> None:
         self.api = api
+        self.suspicion = Suspicion()
         self.token = "old"
         self.renewals = 0
         self.renewable = True

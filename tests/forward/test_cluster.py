@@ -22,6 +22,7 @@ from kubetunnel.forward.errors import StreamFailed
 from kubetunnel.forward.negotiation import CHANNEL, SPDY, TUNNEL, Memory, Way
 from kubetunnel.forward.pool import PortForwards
 from kubetunnel.forward.upgrade import Offer, websocket_offer
+from tests.forward.test_crowds import crowd_on
 from tests.forward.test_streams import Recorder, until
 
 pytestmark = pytest.mark.cluster
@@ -170,14 +171,42 @@ async def test_pings_are_answered(forwards: PortForwards, pods: list[str]) -> No
     writer.write(b"echo")
     assert await reader.readexactly(4) == b"echo"
     upstream = next(up for up in forwards._of_upstream if up.facts.streams and not up.retired)
-    heard_at = upstream._liveness._heard_at
+    heard_at = upstream._liveness.heard_at
     upstream._queue_ping()
     upstream.flush()
     async with asyncio.timeout(3):
-        await until(lambda: upstream._liveness._heard_at > heard_at)
+        await until(lambda: upstream._liveness.heard_at > heard_at)
     writer.close()
 
 
 async def test_a_pod_that_is_not_there(forwards: PortForwards) -> None:
     with pytest.raises(NoReadyEndpoints):
         await forwards.open_connection(PodPort("demo", "nobody", 80))
+
+
+async def test_of_200_connections_50_in_trouble_hurt_nobody(forwards: PortForwards, pods: list[str]) -> None:
+    await crowd_on(forwards, "demo", pods[0])
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_clients_that_leave_in_the_middle_of_exchanges_take_nobody_along(
+    forwards: PortForwards, pods: list[str], how: str
+) -> None:
+    target = PodPort("demo", pods[0], 8080)
+    request = b"GET /hostname HTTP/1.1\r\nHost: echo\r\n\r\n"
+
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(request)
+        await reader.readuntil(b"\r\n\r\n")
+        assert (await reader.readline()).decode().strip() == pods[0]
+
+    for _ in range(4):
+        staying, *leaving = [await forwards.open_connection(target, shared=True) for _ in range(16)]
+        for streams in (staying, *leaving):
+            await exchange(*streams)
+        for _, writer in leaving:
+            writer.write(3 * request)
+            getattr(writer.transport, how)()
+        for _ in range(10):
+            await exchange(*staying)
+        staying[1].close()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout, UpstreamReset
-from kubetunnel.forward.errors import StreamFailed
+from kubetunnel.forward.errors import DialTimeout, StreamFailed
 from kubetunnel.forward.pool import PortForwards, _delay_s
 from kubetunnel.forward.upstream import LINGER_S, Upstream
 from tests.forward.apiserver import ALL, DEAF, DEAF_BYTES, ECHO, FLOODS, V4, Access, ApiServer
@@ -162,6 +164,39 @@ async def test_idle_upstreams_are_reaped(api: ApiServer, forwards: PortForwards)
     assert all(pod.policy.empty for pod in forwards._pods.values())
 
 
+async def test_a_new_connection_to_a_pod_in_use_costs_no_dial(api: ApiServer, forwards: PortForwards) -> None:
+    streams = [await opened(forwards)]
+    for connections in (2, 3):
+        forwards._look_at_all(asyncio.get_running_loop().time())
+        await until(lambda count=connections: len(forwards.upstreams()) == count)
+        streams.append(await opened(forwards))
+        assert api.connections == connections
+    for one in streams:
+        await closed(one)
+
+
+async def test_a_pod_that_is_dialled_at_the_upgrade_gets_no_spare(api: ApiServer, forwards: PortForwards) -> None:
+    api.speaks = frozenset({V4})
+    one = await opened(forwards)
+    forwards._look_at_all(asyncio.get_running_loop().time())
+    assert not forwards._tasks
+    await closed(one)
+
+
+async def test_a_forward_that_nobody_uses_is_forgotten(
+    api: ApiServer, forwards: PortForwards, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kubetunnel")
+    await closed(await opened(forwards))
+    await until(lambda: not forwards.open_streams("shop", "web"))
+    forwards._look_at_all(asyncio.get_running_loop().time() + 31)
+    await until(lambda: not forwards.upstreams())
+    assert len(forwards.forwards()) == 1, "its upstream was closing"
+    forwards._look_at_all(asyncio.get_running_loop().time() + 32)
+    assert forwards.forwards() == []
+    assert caplog.records[-1].getMessage() == "Forward to shop/web closed: nobody uses it"
+
+
 @pytest.mark.parametrize("speaks", [ALL, frozenset({"SPDY/3.1"})])
 async def test_an_upstream_that_answers_no_pings_dies(
     api: ApiServer, forwards: PortForwards, speaks: frozenset[str], caplog: pytest.LogCaptureFixture
@@ -172,14 +207,15 @@ async def test_an_upstream_that_answers_no_pings_dies(
     upstream = next(iter(forwards._of_upstream))
     api.sessions[0].silent = True
     now = asyncio.get_running_loop().time()
-    for second in range(1, 10):
+    for second in range(1, 9):
         upstream.look(now + second)
     assert not upstream.retired
-    upstream.look(now + 10.5)
+    upstream.look(now + 10)
     with pytest.raises(StreamFailed, match="pings") as caught:
         await reader.read()
     assert type(caught.value.error) is UpstreamReset
-    assert sum("no pings" in record.getMessage() for record in caplog.records) == 1
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("kubetunnel.forward")]
+    assert sum("no pings" in line for line in ours) == 1
     writer.close()
 
 
@@ -191,6 +227,48 @@ async def test_an_upstream_that_answers_lives(api: ApiServer, forwards: PortForw
         upstream.look(now + second)
     assert upstream._liveness._pinged_at is not None
     await until(lambda: upstream._liveness._pinged_at is None)
+    writer.close()
+
+
+async def test_where_connections_are_in_doubt_a_new_stream_waits_for_none_of_them(
+    api: ApiServer, forwards: PortForwards, access: Access
+) -> None:
+    lane, idle = await opened(forwards), await opened(forwards)
+    await closed(idle)
+    await until(lambda: forwards.open_streams("shop", "web") == 1)
+    for session in api.sessions:
+        session.silent = True
+    access.suspicion.voice("the network changed")
+    assert all(upstream.stalled for upstream in forwards._of_upstream)
+    assert lane[1].get_extra_info("crowded")
+    await closed(await opened(forwards))
+    assert api.connections == 3
+    assert not lane[0].at_eof()
+    lane[1].transport.abort()
+
+
+async def test_a_doubt_is_over_with_the_answer(api: ApiServer, forwards: PortForwards, access: Access) -> None:
+    lane = await opened(forwards)
+    access.suspicion.voice("the network changed")
+    assert lane[1].get_extra_info("crowded")
+    await until(lambda: not lane[1].get_extra_info("crowded"))
+    await closed(lane)
+
+
+async def test_an_upstream_that_dies_in_silence_makes_the_others_doubtful(
+    api: ApiServer, forwards: PortForwards, access: Access
+) -> None:
+    told: list[str] = []
+    unsubscribe = access.suspicion.subscribe(told.append)
+    _, writer = await opened(forwards)
+    api.sessions[0].silent = True
+    upstream = next(iter(forwards._of_upstream))
+    now = asyncio.get_running_loop().time()
+    for second in range(1, 11):
+        upstream.look(now + second)
+    assert len(told) == 1
+    assert "answers no pings" in told[0]
+    unsubscribe()
     writer.close()
 
 
@@ -226,17 +304,29 @@ async def test_aclose_ends_streams_dials_and_waiters(api: ApiServer, access: Acc
         await forwards.open_connection(to(ECHO))
 
 
-async def test_one_line_a_lifecycle_change(
+async def test_one_line_a_change_of_state(
     api: ApiServer, forwards: PortForwards, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "kubetunnel")
     await closed(await opened(forwards))
+    reader, writer = await opened(forwards)
+    api.cut()
+    with pytest.raises(StreamFailed):
+        await reader.read()
+    writer.close()
+    await closed(await opened(forwards))
+    await until(lambda: not forwards.open_streams("shop", "web"))
     api.cut()
     await until(lambda: not forwards.upstreams())
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 2
-    assert "Upstream 1 to shop/web open: SPDY/3.1+portforward.k8s.io" in lines[0]
-    assert "Upstream 1 to shop/web closed after 1 streams" in lines[1]
+    reader, writer = await opened(forwards)
+    forwards.drain("shop", "web")
+    states = [record.getMessage().partition(": ")[0] for record in caplog.records]
+    assert states == [
+        f"Forward to shop/web {state}" for state in ("ready", "broken", "ready", "closed", "ready", "draining")
+    ]
+    assert "SPDY/3.1+portforward.k8s.io, 0." in caplog.records[0].getMessage()
+    assert caplog.records[-1].getMessage().endswith("draining: its pod ends")
+    writer.close()
     assert "Bearer" not in caplog.text
 
 
@@ -246,9 +336,13 @@ async def test_a_stuck_dial_refuses_in_time_and_the_next_open_does_not_wait_for_
     forwards = PortForwards(access)
     api.fault = "hang"
     started = time.monotonic()
-    with pytest.raises(Timeout, match=r"within 1\.8 s"):
+    with pytest.raises(DialTimeout, match=r"within 1\.8 s"):
         await forwards.open_connection(to(ECHO))
     assert time.monotonic() - started < 2.0
+    assert forwards.forwards()[0].state == "broken"
+    with pytest.raises(DialTimeout, match=r"within 0\.9 s"):
+        await forwards.open_connection(to(ECHO))
+    assert issubclass(DialTimeout, Timeout)
     api.fault = ""
     started = time.monotonic()
     await closed(await opened(forwards))
@@ -260,11 +354,11 @@ async def test_a_slow_dial_is_there_for_the_next_open(api: ApiServer, access: Ac
     forwards = PortForwards(access, open_timeout_s=0.1)
     connect, late = access.connect, asyncio.Event()
 
-    async def slow(*arguments: object) -> object:
+    async def slow(protocol_factory: Callable[[], Any]) -> tuple[asyncio.Transport, Any]:
         await late.wait()
-        return await connect(*arguments)
+        return await connect(protocol_factory)
 
-    access.connect = slow  # type: ignore[method-assign, assignment]
+    access.connect = slow  # type: ignore[method-assign]
     with pytest.raises(Timeout):
         await forwards.open_connection(to(ECHO))
     late.set()

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from kubetunnel.forward.spdy import (
     CANCEL,
+    MAX_CONTROL_BYTES,
     DataReceived,
+    DataSeen,
     Event,
     GoAwayReceived,
     HeadersReceived,
@@ -74,8 +76,8 @@ def conversation() -> bytes:
     return server.data_to_send()
 
 
-def client_of_conversation() -> SpdyConnection:
-    client = SpdyConnection(client=True)
+def client_of_conversation(*, views: bool = False) -> SpdyConnection:
+    client = SpdyConnection(client=True, views=views)
     for _ in range(3):
         client.open_stream([("streamtype", "data")])
     client.ping()
@@ -110,6 +112,48 @@ def test_every_frame_cut_at_every_byte() -> None:
     client = client_of_conversation()
     events = [event for index in range(len(data)) for event in client.receive_data(data[index : index + 1])]
     assert merged(events) == EXPECTED
+
+
+def copied(events: list[Event]) -> list[Event]:
+    """Views as what they show now."""
+    return [DataReceived(e.stream_id, bytes(e.data), e.fin) if isinstance(e, DataSeen) else e for e in events]
+
+
+def test_views_show_the_same_cut_at_every_byte() -> None:
+    data = conversation()
+    for cut in range(len(data)):
+        client = client_of_conversation(views=True)
+        events = copied(client.receive_data(bytearray(data[:cut])))
+        assert merged(events + copied(client.receive_data(bytearray(data[cut:])))) == EXPECTED
+
+
+def test_views_are_of_the_bytes_that_came() -> None:
+    client, server = client_of_conversation(views=True), SpdyConnection(client=False)
+    server.receive_data(client_streams())
+    server.send_data(1, b"payload")
+    buffer = bytearray(server.data_to_send())
+    (seen,) = client.receive_data(buffer)
+    assert isinstance(seen, DataSeen)
+    buffer[-7:] = b"changed"
+    assert bytes(seen.data) == b"changed"
+
+
+def client_streams() -> bytes:
+    client = SpdyConnection(client=True)
+    for _ in range(3):
+        client.open_stream([("streamtype", "data")])
+    return client.data_to_send()
+
+
+def test_data_is_copied_when_queued_unless_it_is_lent() -> None:
+    client, server = pair()
+    stream_id = client.open_stream([("n", "0")])
+    mine, lent = bytearray(b"mine"), bytearray(b"lent")
+    client.send_data(stream_id, memoryview(mine))
+    client.send_data(stream_id, memoryview(lent), copy=False)
+    mine[:] = lent[:] = b"####"
+    events = server.receive_data(client.data_to_send())
+    assert b"".join(event.data for event in events if isinstance(event, DataReceived)) == b"mine####"
 
 
 @given(st.lists(HEADERS, max_size=4))
@@ -174,13 +218,15 @@ def test_data_round_trips_in_pieces(writes: list[tuple[bytes, int]], piece: int)
     assert ended == ids
 
 
-@given(st.binary(max_size=300), st.booleans(), st.integers(1, 50))
-@example(b"\x80\x03\x00\x01\x00\x00\x00\x0a" + bytes(10), False, 7)
-def test_any_bytes_raise_nothing_but_spdy_error(data: bytes, client: bool, piece: int) -> None:
-    connection = client_of_conversation() if client else SpdyConnection(client=False)
+@given(st.binary(max_size=300), st.booleans(), st.integers(1, 50), st.booleans())
+@example(b"\x80\x03\x00\x01\x00\x00\x00\x0a" + bytes(10), False, 7, False)
+def test_any_bytes_raise_nothing_but_spdy_error(data: bytes, client: bool, piece: int, views: bool) -> None:
+    connection = client_of_conversation(views=views) if client else SpdyConnection(client=False, views=views)
     try:
         for start in range(0, len(data), piece):
-            connection.receive_data(data[start : start + piece])
+            events = connection.receive_data(data[start : start + piece])
+            assert sum(len(event.data) for event in events if isinstance(event, DataReceived | DataSeen)) <= piece
+            assert len(connection._frame) <= 8 + MAX_CONTROL_BYTES
     except SpdyError:
         with pytest.raises(SpdyError):
             connection.receive_data(b"")

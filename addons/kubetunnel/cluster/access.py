@@ -9,34 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shlex
-import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from aiohappyeyeballs import start_connection
 from multidict import CIMultiDict
 
+from kubetunnel.cluster.addresses import Addresses
+from kubetunnel.cluster.connection import open_connection, why_failed
 from kubetunnel.cluster.credentials import IssuedCredentials
 from kubetunnel.cluster.exec_plugin import Credential
 from kubetunnel.cluster.kubeconfig import read_kubeconfig
 from kubetunnel.cluster.loaded import Loaded, ready, stamp_of, tls_context
+from kubetunnel.cluster.reach import Reach
 from kubetunnel.cluster.refused import why_refused
+from kubetunnel.cluster.suspicion import Suspicion
 from kubetunnel.core.errors import ClusterUnreachable, KubeconfigError, KubeTunnelError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 1.5  # TCP and TLS together; a refusal is due within 2 s, and 1.5 s is five round trips of 300 ms
 PLUGIN_PATIENCE_S = 1.7  # the same 2 s for a credential plugin that hangs; its run goes on
-CLOSE_TIMEOUT_S = 1.0  # for the peer's close_notify; asyncio's 30 s would hold up the end of the program
 
 
 class ClusterAccess:
-    """One kubeconfig context. Made by `load_access`; files that change later are read again at the next use."""
+    """One kubeconfig context. Made by `load_access`; files that change later are read again at the next use.
+
+    Attributes:
+        suspicion: tells when connections that are open may be dead.
+        reach: whether the API server answers.
+    """
 
     def __init__(
         self,
@@ -49,7 +54,9 @@ class ClusterAccess:
     ) -> None:
         self._load = load
         self._kubeconfig = kubeconfig
-        self._connect_timeout_s = connect_timeout_s
+        self.suspicion = Suspicion()
+        self.reach = Reach(connect_timeout_s)
+        self._addresses = Addresses()
         self._plugin_patience_s = plugin_patience_s
         self._closing: list[IssuedCredentials] = []
         self._take(loaded)
@@ -169,57 +176,26 @@ class ClusterAccess:
             Unauthenticated: the client certificate comes from a plugin, and the plugin failed.
         """
         context = await self.tls()
+        clock = asyncio.get_running_loop().time
+        started, timeout_s = clock(), self.reach.timeout_s
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                return await self._open(protocol_factory, context)
+            async with asyncio.timeout(timeout_s):
+                opened = await open_connection(self._loaded.config.cluster, self._addresses, context, protocol_factory)
         except TimeoutError as error:
-            raise self._unreachable(f"no answer within {self._connect_timeout_s:g} s") from error
-        except ssl.SSLCertVerificationError as error:
-            raise self._unreachable(f"its certificate is not trusted, {error.verify_message}") from error
-        except ssl.SSLError as error:
-            raise self._unreachable(f"no TLS with it, {error.reason or error}") from error
-        except OSError as error:
-            raise self._unreachable(_os_reason(error)) from error
-        except ValueError as error:  # UnicodeError too: an address that the resolver or TLS cannot take
-            raise self._unreachable(f"its address cannot be used, {error}") from error
+            self.reach.failed(silent=True)
+            raise self._unreachable(f"no answer within {timeout_s:g} s") from error
+        except (OSError, ValueError) as error:
+            self.reach.failed(silent=False)
+            raise self._unreachable(why_failed(error)) from error
+        self.reach.succeeded(clock() - started)
+        return opened
 
     async def aclose(self) -> None:
-        """End credential plugins that are still running."""
+        """End credential plugins that are still running, and look-ups."""
+        await self._addresses.aclose()
         closing, self._closing = self._closing, []
         for issued in closing:
             await issued.aclose()
-
-    async def _open[P: asyncio.BaseProtocol](
-        self, protocol_factory: Callable[[], P], context: ssl.SSLContext | None
-    ) -> tuple[asyncio.Transport, P]:
-        loop = asyncio.get_running_loop()
-        cluster = self._loaded.config.cluster
-        url = urlsplit(cluster.server)
-        host, port = url.hostname or "", url.port or (443 if context else 80)
-        name = (cluster.tls_server_name or host) if context else None
-        close_timeout_s = CLOSE_TIMEOUT_S if context else None
-        if cluster.proxy_url:
-            from kubetunnel.cluster.proxied import open_through_proxy  # late: few have a proxy
-
-            connected = await open_through_proxy(cluster.proxy_url, host, port)
-        else:
-            # not create_connection's own: asyncio's staggered race fails under eager tasks (cpython 3.12, 3.13.0)
-            addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            connected = await start_connection(addresses, happy_eyeballs_delay=0.25)  # RFC 8305 section 5
-        try:
-            transport, protocol = await loop.create_connection(
-                protocol_factory,
-                sock=connected,
-                ssl=context,
-                server_hostname=name,
-                ssl_shutdown_timeout=close_timeout_s,
-            )
-        except BaseException:
-            connected.close()
-            raise
-        if (connection := transport.get_extra_info("socket")) is not None:
-            _keep_alive(connection)
-        return transport, protocol
 
     async def _credential(self) -> Credential:
         if not self.secure:
@@ -298,17 +274,3 @@ async def load_access(
         connect_timeout_s=connect_timeout_s,
         plugin_patience_s=plugin_patience_s,
     )
-
-
-def _os_reason(error: OSError) -> str:
-    if error.errno and error.errno > 0:
-        return os.strerror(error.errno)
-    return error.strerror or str(error) or type(error).__name__
-
-
-def _keep_alive(connection: socket.socket) -> None:
-    """Watches and forwards sit idle for minutes: NAT boxes must not forget them, a dead peer is noticed in 30 s."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):  # macOS and Windows name some of them differently, and keep their defaults
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -93,6 +93,7 @@ class Discovery:
         Raises:
             ServiceNotFound, NamespaceNotFound, Forbidden, Unauthenticated, ClusterUnreachable, Timeout
         """
+        self._access.suspicion.look()
         key = (namespace, name)
         if fresh:
             return await self._fetches.run(key, lambda: self._fetch(key))
@@ -118,6 +119,7 @@ class Discovery:
             ServiceNotFound: no such Pod.
             Forbidden, Unauthenticated, ClusterUnreachable, Timeout
         """
+        self._access.suspicion.look()
         key = (namespace, str(ipaddress.ip_address(address)))
         remembered = self._recall("pod", key)
         if isinstance(remembered, Endpoint):
@@ -169,7 +171,16 @@ class Discovery:
         )
 
     async def _fetch(self, key: Key) -> ServiceState:
-        state = await self._follow(*key).open()
+        before = self._followed.get(key)
+        followed = self._follow(*key)
+        state = await followed.open()
+        if before is not None and before.last != state and self._followed.get(key) is before:
+            # its watches are late, or dead without a word: others begin from what is known now
+            if state is not None:
+                self._keep_up(key, followed, state)
+            else:
+                self._let_go(key)
+                self._notify(*key, None)
         if state is None:
             raise await not_found(self._api, *key)
         return state
@@ -188,16 +199,18 @@ class Discovery:
         except (ServiceNotFound, NamespaceNotFound, Forbidden) as error:
             self._remember("service", key, error)
             raise
-        if self._followed.get(key) is not before:
-            return state  # another attempt was faster, and is kept up
+        if self._followed.get(key) is before:  # otherwise another attempt was faster, and is kept up
+            self._keep_up(key, followed, state)
+            logger.info("Service %s/%s is watched from now on", *key)
+        return state
+
+    def _keep_up(self, key: Key, followed: FollowedService, state: ServiceState) -> None:
         self._let_go(key)
         self._followed[key] = followed
         self._notify(*key, state)
         followed.start()
         if self._idle_timer is None:
             self._idle_timer = asyncio.get_running_loop().call_later(self._idle_timeout_s, self._end_idle)
-        logger.info("Service %s/%s is watched from now on", *key)
-        return state
 
     async def _refuse_missing(self, key: Key) -> ServiceState:
         """A Service in use was deleted."""

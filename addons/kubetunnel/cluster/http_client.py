@@ -16,13 +16,15 @@ from aiohttp.client_proto import ResponseHandler
 from multidict import CIMultiDict
 from yarl import URL
 
-from kubetunnel.cluster.access import CLOSE_TIMEOUT_S, ClusterAccess
+from kubetunnel.cluster.access import ClusterAccess
 from kubetunnel.cluster.answers import Answer, NotKubernetesError, retry_after_s
+from kubetunnel.cluster.connection import CLOSE_TIMEOUT_S
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
 BODY_TIMEOUT_S = 30.0  # 500 large objects over a thin line
+KEEPALIVE_S = 5.0  # for a burst of requests; after it the connection may be dead, and a handshake is soon made
 MAX_ANSWER_BYTES = 64 << 20  # a page is 500 objects, mostly of a few KiB; etcd holds 1.5 MiB each at most
 
 _JSON = {"Accept": "application/json", "User-Agent": "kube-tunnel"}
@@ -60,7 +62,7 @@ class _Connector(aiohttp.BaseConnector):
 
     def __init__(self, access: ClusterAccess) -> None:
         # no limit here: each watch holds a connection for as long as it lasts
-        super().__init__(limit=0, keepalive_timeout=30.0)
+        super().__init__(limit=0, keepalive_timeout=KEEPALIVE_S)
         self._access = access
         self.opened: set[asyncio.Transport] = set()
         self.all_closed = asyncio.Event()
@@ -72,11 +74,15 @@ class _Connector(aiohttp.BaseConnector):
         _, protocol = await self._access.connect(lambda: _Connection(self))
         return protocol
 
+    def cut(self) -> None:
+        """Cut every connection; what is under way on them ends in an error."""
+        for transport in list(self.opened):
+            transport.abort()
+
     async def aclose(self) -> None:
         """Close, and see to it that the sockets are closed too: aiohttp leaves TLS connections to say goodbye alone."""
         await self.close()
-        for transport in list(self.opened):
-            transport.abort()
+        self.cut()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.all_closed.wait()
@@ -90,6 +96,7 @@ class HttpClient:
         self._access = access
         self._answer_timeout_s = answer_timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._unsubscribe = access.suspicion.subscribe(self._distrust)
         self._background_renewal = asyncio.Lock()
         self._refused_in_background: str | None = None  # the Authorization that was last renewed for the background
 
@@ -170,10 +177,16 @@ class HttpClient:
             yield chunk
 
     async def aclose(self) -> None:
+        self._unsubscribe()
         session, self._session = self._session, None
         if session is not None:
             await self._connector.aclose()
             await session.close()
+
+    def _distrust(self, reason: str) -> None:
+        """Gets are tried again and watches resumed, on connections that are alive."""
+        if self._session is not None:
+            self._connector.cut()
 
     def _http(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -133,7 +133,7 @@ class Reflector[T: ApiObject]:
                 if failure is None:
                     continue  # the server's timeoutSeconds
             self._wanted.clear()
-            await asyncio.sleep(next(delays))
+            await self._api.access.reach.rest(next(delays))
             if isinstance(failure, Unauthenticated):
                 await self._wanted.wait()
 

@@ -64,7 +64,7 @@ def targets(state: ServiceState, port: ServicePort | int, hostname: str | None =
     listening = _listening(state.slices, wanted if wanted in service.ports else None)
     if hostname is not None:
         listening = _of_hostname(service, listening, hostname.lower())
-    ready = [(endpoint, number) for endpoint, number in listening if _takes_requests(service, endpoint)]
+    ready = [(endpoint, number) for endpoint, number in listening if takes_requests(service, endpoint)]
     if any_port and not any(number for _, number in ready):
         ready = [(endpoint, wanted.port) for endpoint, _ in ready]
     found: dict[tuple[str, int], Target] = {}
@@ -151,7 +151,8 @@ def _of_hostname(
     )
 
 
-def _takes_requests(service: Service, endpoint: Endpoint) -> bool:
+def takes_requests(service: Service, endpoint: Endpoint) -> bool:
+    """Whether new requests may go to this endpoint of the Service."""
     # core/v1 publishNotReadyAddresses: "disregard any indications of ready/not-ready"
     return not endpoint.terminating and (endpoint.ready or service.publish_not_ready_addresses)
 

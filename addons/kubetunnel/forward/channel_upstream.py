@@ -23,6 +23,8 @@ _PORT_BYTES = 2
 class ChannelUpstream(Upstream):
     """The upstream of one connection to `port`."""
 
+    one_stream = True
+
     def __init__(self, facts: UpstreamFacts, owner: Owner, frames: WebSocketFrames, port: int) -> None:
         super().__init__(facts, owner)
         self.port = port

@@ -18,12 +18,12 @@ from kubetunnel.core.errors import (
     Forbidden,
     KubeTunnelError,
     PodGone,
-    Timeout,
     Unauthenticated,
     UpstreamProtocol,
     UpstreamReset,
 )
 from kubetunnel.forward.channel_upstream import ChannelUpstream
+from kubetunnel.forward.errors import DialTimeout
 from kubetunnel.forward.lane import Owner, UpstreamFacts
 from kubetunnel.forward.negotiation import CHANNEL, SPDY, TUNNEL, Meaning, Memory, Verdict, Way, judge
 from kubetunnel.forward.spdy_upstream import SpdyUpstream
@@ -54,7 +54,8 @@ class Dialer:
         """A new upstream of the target's pod; only a v4.channel one is bound to the target's port.
 
         Raises:
-            Forbidden, Unauthenticated, ClusterUnreachable, Timeout
+            Forbidden, Unauthenticated, ClusterUnreachable
+            DialTimeout: the API server, or the pod's node behind it, did not answer.
             PodGone: the pod is there no more, or cannot be forwarded to any more.
             UpstreamReset: the API server does not reach the pod's node.
             UpstreamProtocol: all protocols were refused.
@@ -181,7 +182,7 @@ class _Attempt:
             detail = (
                 f"The API server did not open a port-forward to {self._target} within {self._answer_timeout_s:g} s."
             )
-            raise Timeout(detail) from error
+            raise DialTimeout(detail) from error
         except ClusterUnreachable:
             return None
 
@@ -197,4 +198,4 @@ class _Attempt:
 
 
 def _log_open(upstream: Upstream, took_s: float) -> None:
-    logger.info("Upstream %s open: %s, %.0f ms", upstream.facts, upstream.facts.protocol, took_s * 1000)
+    logger.debug("Upstream %s open: %s, %.0f ms", upstream.facts, upstream.facts.protocol, took_s * 1000)

@@ -23,6 +23,10 @@ _POD_GONE = re.compile(
 _TEXT_CHARACTERS = 300  # of a runtime's text in a detail; some repeat themselves for kilobytes
 
 
+class DialTimeout(Timeout):
+    """No port-forward to this pod in time. Another endpoint may do: its node may be another one."""
+
+
 class StreamFailed(OSError):  # noqa: N818  (a name of the errors' tree)
     """A stream's failure as its protocol sees it in `connection_lost`: asyncio's users catch OSError.
 

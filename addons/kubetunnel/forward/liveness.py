@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Literal
 
 PING_INTERVAL_S = 5.0
-DEATH_S = 10.0
+WAITING_PING_S = 2.0  # where somebody waits for an answer: a dead upstream is avoided the sooner
+DEATH_S = 8.5  # looked at once a second: found within 10 s, also where a busy machine looks late
 UPLOAD_DEATH_S = 120.0  # a pod may be busy for so long with what it has, and read no more of it
 STALL_S = 1.0  # a ping unanswered for so long: not dead yet, but no place for a new stream
 
@@ -30,35 +31,47 @@ class Liveness:
         self._ping_interval_s = ping_interval_s
         self._death_s = death_s
         self.answers = answers
-        self._heard_at = now
+        self.heard_at = now
         self._looked_at = now
         self._pinged_at: float | None = None
 
     def heard(self, now: float) -> None:
         """Bytes came, of any kind."""
-        self._heard_at = now
+        self.heard_at = now
         self._pinged_at = None
+
+    def doubt(self, now: float) -> None:
+        """The peer is asked whether it is there, and is stalled until it answers."""
+        self.heard_at = now
+        self._pinged_at = now - STALL_S
 
     def stalled(self, now: float) -> bool:
         """A ping is out, and was not answered as fast as a live peer does."""
-        return self._pinged_at is not None and now - self._pinged_at >= STALL_S
+        return self.answers and self._pinged_at is not None and now - self._pinged_at >= STALL_S
 
-    def look(self, now: float, *, reading: bool, uploading: bool) -> Literal["ping", "dead"] | None:
+    def look(
+        self, now: float, *, reading: bool, uploading: bool, waiting: bool = False
+    ) -> Literal["ping", "dead"] | None:
         """Call it about once a second.
 
         Args:
             reading: we take what the peer sends.
             uploading: more bytes are under way than a pod that does not read could leave unnoticed.
+            waiting: something was sent that is not answered yet.
         """
         gap, self._looked_at = now - self._looked_at, now
-        if not reading or gap >= self._ping_interval_s:  # our own silence: paused, or a suspended machine
-            self._heard_at = now
+        asleep = gap >= self._ping_interval_s  # the machine was suspended: who knows what is left of the connection
+        if not reading or asleep:  # our own silence
+            self.heard_at = now
             self._pinged_at = None
-        silence = now - self._heard_at
+        if reading and asleep:
+            self._pinged_at = now
+            return "ping"
+        silence = now - self.heard_at
         death_s = UPLOAD_DEATH_S if uploading else self._death_s
         if silence >= death_s and self._pinged_at is not None and self.answers:
             return "dead"
-        if silence >= self._ping_interval_s and self._pinged_at is None:
+        if silence >= (WAITING_PING_S if waiting else self._ping_interval_s) and self._pinged_at is None:
             self._pinged_at = now
             return "ping"
         return None

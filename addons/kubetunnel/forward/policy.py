@@ -1,9 +1,7 @@
 """What a pod's pool opens, reuses and closes: decisions only, in the manner of httpcore's pool. Pure: time comes in.
 
-The policy is isolation: one client stream an upstream, because the runtimes have no flow control and a stalled stream
-freezes its neighbours. Only where a pod has `max_upstreams` of them are they shared, the least used first.
-Events go in, actions come out; the pool carries them out and reports back. An upstream is known by its key from the
-dial on.
+Where a stream goes is decided in `placement`; here is when upstreams are dialled for it and closed. Events go in,
+actions come out; the pool carries them out and reports back. An upstream is known by its key from the dial on.
 """
 
 from __future__ import annotations
@@ -11,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MAX_UPSTREAMS = 32  # a pod; beyond that the API server's connections cost more than isolation brings
+from kubetunnel.forward.placement import MAX_SHARED, MAX_UPSTREAMS, STREAMS_A_SHARED, Place, Wanted, choose
+
 IDLE_TIMEOUT_S = 30.0
+MAX_DIALS = 32  # at once: more of them only make each slower
+SHARE_AFTER_S = 1.0  # who waited so long takes a place beside another stream: better than none at all
+SPARES = 1  # idle upstreams of a pod in use; one costs the API server a connection, and the pod nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Open an upstream for what this waiter wants, not before `not_before` (seconds of the clock)."""
+    """Open an upstream for what this waiter wants, not before `not_before` (seconds of the clock). None: a spare."""
 
     upstream: int
-    waiter: int
+    waiter: int | None
     not_before: float
 
 
@@ -51,18 +53,9 @@ type Action = Dial | Assign | Fail | Close
 
 
 @dataclass(slots=True)
-class _Upstream:
-    port: int | None  # the only port that it serves; None: any
-    streams: int = 0
-    used: bool = False
-    stalled: bool = False
-    draining: bool = False
-    idle_since: float = 0.0
-
-
-@dataclass(slots=True)
 class _Dialling:
-    waiter: int  # whose need it was; it may have been served by another upstream meanwhile
+    waiter: int | None  # whose need it was; it may have been served by another upstream meanwhile
+    shared: bool  # it was that of all who want small exchanges
     failures: int  # in a row, when it began
     overdue: bool = False  # somebody's patience ended: it may be stuck, and nobody else has to rely on it
 
@@ -71,6 +64,7 @@ class PodPolicy:
     """The upstreams of one pod, the dials under way, and the waiters, in order of arrival.
 
     Args:
+        spares: idle upstreams that a pod in use is to have.
         backoff: the delay in seconds after that many failures in a row, from the last of them on.
     """
 
@@ -79,53 +73,71 @@ class PodPolicy:
         *,
         max_upstreams: int = MAX_UPSTREAMS,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
+        spares: int = SPARES,
         backoff: Callable[[int], float],
     ) -> None:
         self._max_upstreams = max_upstreams
         self._idle_timeout_s = idle_timeout_s
+        self._spares = spares
         self._backoff = backoff
-        self._upstreams: dict[int, _Upstream] = {}
+        self._upstreams: dict[int, Place] = {}
         self._dials: dict[int, _Dialling] = {}
-        self._waiters: dict[int, int] = {}  # waiter: port
+        self._waiters: dict[int, Wanted] = {}
         self._next_upstream = 1
         self._failures = 0
         self._failed_at = 0.0
+        self._bound = False  # the last dial brought an upstream that serves one stream alone
+        self._spare_wanted = False
+        self._wanted_at: float | None = None
 
     @property
     def empty(self) -> bool:
-        """Nothing is there, and no failure whose backoff would have to be remembered."""
-        return not (self._upstreams or self._dials or self._waiters or self._failures)
+        """Nothing is there nor was lately, and no failure whose backoff would have to be remembered."""
+        return not (self._upstreams or self._dials or self._waiters or self._failures or self._wanted_at is not None)
 
     @property
     def streams(self) -> int:
         return sum(upstream.streams for upstream in self._upstreams.values())
 
-    def want(self, waiter: int, port: int, now: float) -> list[Action]:
+    @property
+    def overdue(self) -> bool:
+        """Whether a dial takes longer than somebody was ready to wait."""
+        return any(dial.overdue for dial in self._dials.values())
+
+    def want(self, waiter: int, port: int, now: float, *, shared: bool = False) -> list[Action]:
         """Somebody wants a stream. He is answered by an Assign or a Fail, at once or after another event."""
-        self._waiters[waiter] = port
+        self._waiters[waiter] = Wanted(port, shared, now)
+        self._wanted_at = now
         return self._balance(now)
 
     def give_up(self, waiter: int, now: float, *, overdue: bool = False) -> list[Action]:
         """A waiter went away unanswered, `overdue` for the time that it took. A dial that was his goes on: it is a
         spare soon, and in place of an overdue one another is begun for who comes next."""
-        self._waiters.pop(waiter, None)
+        gone = self._waiters.pop(waiter, None)
         for dial in self._dials.values():
-            dial.overdue = dial.overdue or (overdue and dial.waiter == waiter)
+            of_all = dial.shared and dial.waiter not in self._waiters and gone is not None and gone.shared
+            his = dial.waiter == waiter or of_all
+            dial.overdue = dial.overdue or (overdue and his)
         return self._balance(now)
 
     def dialled(self, upstream: int, now: float, *, port: int | None = None) -> list[Action]:
         """A dial succeeded. `port`: the only one that the upstream serves."""
         self._dials.pop(upstream)
         self._failures = 0
-        if port is not None and port not in self._waiters.values():
+        self._bound = port is not None
+        if port is not None and all(wanted.port != port for wanted in self._waiters.values()):
             return [Close(upstream, "nobody waits for its port any more"), *self._balance(now)]
-        self._upstreams[upstream] = _Upstream(port, idle_since=now)
+        self._upstreams[upstream] = Place(port, idle_since=now)
         return self._balance(now)
 
     def dial_failed(self, upstream: int, now: float) -> list[Action]:
-        """A dial failed: its waiter is told; all are when failures repeat, since then one dial is tried for all."""
+        """A dial failed: whose need it was is told; all are when failures repeat, since then one is tried for all."""
         dial = self._dials.pop(upstream)
-        told = list(self._waiters) if dial.failures else [w for w in self._waiters if w == dial.waiter]
+        told = [
+            waiter
+            for waiter, wanted in self._waiters.items()
+            if dial.failures or waiter == dial.waiter or (dial.shared and wanted.shared)
+        ]
         if dial.failures == self._failures:  # dials that began side by side are one failure
             self._failures += 1
             self._failed_at = now
@@ -142,27 +154,36 @@ class PodPolicy:
         found.idle_since = now
         return self._close_useless(upstream, found) + self._balance(now)
 
-    def changed(self, upstream: int, now: float, *, stalled: bool, draining: bool) -> list[Action]:
-        """An upstream stalls or moves again, or takes no new streams any more (that stays)."""
+    def changed(
+        self, upstream: int, now: float, *, stalled: bool, draining: bool, crowded: bool = False
+    ) -> list[Action]:
+        """An upstream stalls or moves again, is crowded or no longer, or takes no new streams any more (that stays)."""
         found = self._upstreams.get(upstream)
         if found is None:
             return []
-        found.stalled, found.draining = stalled, found.draining or draining
+        found.stalled, found.crowded, found.draining = stalled, crowded, found.draining or draining
         return self._close_useless(upstream, found) + self._balance(now)
 
     def lost(self, upstream: int, now: float) -> list[Action]:
-        """An upstream is gone, with its streams."""
-        return self._balance(now) if self._upstreams.pop(upstream, None) else []
+        """An upstream is gone, with its streams. Those who shared it come back at once: for them one is dialled."""
+        found = self._upstreams.pop(upstream, None)
+        if found is None:
+            return []
+        actions = self._balance(now)
+        if found.shared and found.streams > 1 and not (found.draining or self._dials or self._failures or self._idle()):
+            actions.append(self._dial(None, now))
+        return actions
 
     def drain(self, now: float) -> list[Action]:
         """The pod ends: what is open runs to its end, and carries nothing new."""
         actions: list[Action] = []
-        for upstream in list(self._upstreams):
-            actions += self.changed(upstream, now, stalled=self._upstreams[upstream].stalled, draining=True)
+        self._spare_wanted = False
+        for key, place in list(self._upstreams.items()):
+            actions += self.changed(key, now, stalled=place.stalled, draining=True, crowded=place.crowded)
         return actions
 
     def tick(self, now: float) -> list[Action]:
-        """Once a second: what nobody used for the idle timeout is closed, and an old failure forgotten."""
+        """Once a second: what nobody used for the idle timeout is closed, an old failure forgotten, a spare dialled."""
         actions: list[Action] = []
         for key, upstream in list(self._upstreams.items()):
             if not upstream.streams and now - upstream.idle_since >= self._idle_timeout_s:
@@ -170,9 +191,24 @@ class PodPolicy:
                 actions.append(Close(key, f"idle for {self._idle_timeout_s:g} s"))
         if not self._dials and now - self._failed_at >= self._idle_timeout_s:
             self._failures = 0
-        return actions
+        if self._wanted_at is not None and not self._upstreams and now - self._wanted_at >= self._idle_timeout_s:
+            self._wanted_at = None
+        return actions + self._balance(now) + self._dial_spares(now)
 
-    def _close_useless(self, key: int, upstream: _Upstream) -> list[Action]:
+    def _idle(self) -> int:
+        return sum(1 for upstream in self._upstreams.values() if upstream.idle)
+
+    def _dial_spares(self, now: float) -> list[Action]:
+        # not at once but here: a spare must not compete with the first requests of a burst. Where the pod would be
+        # dialled with it, and while dials fail, there is none; one that nobody needed is not replaced when it is reaped
+        wanted, self._spare_wanted = self._spare_wanted, False
+        if not wanted or self._bound or self._failures or not self.streams:
+            return []
+        missing = self._spares - self._idle() - len(self._dials)
+        room = self._max_upstreams - len(self._upstreams) - len(self._dials)
+        return [self._dial(None, now) for _ in range(min(missing, room))]
+
+    def _close_useless(self, key: int, upstream: Place) -> list[Action]:
         bound = upstream.port is not None
         if upstream.streams or not (upstream.draining or bound):
             return []
@@ -182,51 +218,56 @@ class PodPolicy:
     def _balance(self, now: float) -> list[Action]:
         """Serve waiters from what is there, and dial once for each of the others."""
         actions: list[Action] = []
-        for waiter, port in list(self._waiters.items()):
-            chosen = self._choose(port)
-            if chosen is not None:
-                del self._waiters[waiter]
-                upstream = self._upstreams[chosen]
-                upstream.streams += 1
-                upstream.used = True
-                actions.append(Assign(waiter, chosen))
-        served = {dial.waiter for dial in self._dials.values()}
-        unserved = [waiter for waiter in self._waiters if waiter not in served]
+        if not self._waiters:
+            return actions
+        there = len(self._upstreams) + len(self._dials)
+        hopeless: set[tuple[int, bool, bool]] = set()
+        for waiter, wanted in list(self._waiters.items()):
+            full = there >= self._max_upstreams or now - wanted.since >= SHARE_AFTER_S
+            if (wanted.port, wanted.shared, full) in hopeless:
+                continue
+            # with dials under way the first that is open must not get everybody
+            fair = -(-(self.streams + len(self._waiters)) // there) if self._dials else self.streams + 1
+            chosen = choose(self._upstreams, wanted, full=full, fair=fair)
+            if chosen is None:
+                hopeless.add((wanted.port, wanted.shared, full))
+                continue
+            del self._waiters[waiter]
+            self._spare_wanted = self._spare_wanted or not self._upstreams[chosen].streams
+            self._upstreams[chosen].take(wanted)
+            actions.append(Assign(waiter, chosen))
+        return actions + self._dial_for_waiters(now)
+
+    def _dial_for_waiters(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        unserved = self._unserved()
         # a dial whose waiter was served otherwise is for the next one, if it is not bound to another port
         for dial in self._dials.values():
             if unserved and dial.waiter not in self._waiters and not dial.overdue:
-                dial.waiter = unserved.pop(0)
-        for waiter in unserved:
+                dial.waiter, dial.shared = unserved[0], self._waiters[unserved[0]].shared and not self._bound
+                unserved = self._unserved()
+        while unserved:
             full = len(self._upstreams) + len(self._dials) >= self._max_upstreams
-            hopeful = any(not dial.overdue for dial in self._dials.values())
-            if (self._dials and full) or (hopeful and self._failures):
+            hopeful = sum(1 for dial in self._dials.values() if not dial.overdue)
+            if (self._dials and full) or (hopeful and self._failures) or hopeful >= MAX_DIALS:
                 break
-            actions.append(self._dial(waiter, now))
+            actions.append(self._dial(unserved[0], now))
+            unserved = self._unserved()
         return actions
 
-    def _dial(self, waiter: int, now: float) -> Dial:
+    def _unserved(self) -> list[int]:
+        """The waiters for whom no dial is under way. One is for many who want small exchanges."""
+        served = {dial.waiter for dial in self._dials.values()}
+        sharing = [waiter for waiter, wanted in self._waiters.items() if wanted.shared]
+        dials = sum(1 for dial in self._dials.values() if dial.shared and not dial.overdue)
+        enough = dials + sum(1 for place in self._upstreams.values() if place.neighbourly) >= MAX_SHARED
+        served.update(sharing if dials and enough else sharing[: dials * STREAMS_A_SHARED])
+        return [waiter for waiter in self._waiters if waiter not in served]
+
+    def _dial(self, waiter: int | None, now: float) -> Dial:
         key = self._next_upstream
         self._next_upstream += 1
-        self._dials[key] = _Dialling(waiter, self._failures)
+        shared = waiter is not None and self._waiters[waiter].shared and not self._bound
+        self._dials[key] = _Dialling(waiter, shared, self._failures)
         not_before = self._failed_at + self._backoff(self._failures) if self._failures else now
         return Dial(key, waiter, not_before)
-
-    def _choose(self, port: int) -> int | None:
-        fit = {
-            key: upstream
-            for key, upstream in self._upstreams.items()
-            if not upstream.stalled
-            and not upstream.draining
-            and (upstream.port is None or (upstream.port == port and not upstream.used))
-        }
-        idle = [key for key, upstream in fit.items() if not upstream.streams]
-        if idle:
-            return max(
-                idle, key=lambda key: self._upstreams[key].idle_since
-            )  # the rest may go idle enough to be reaped
-        if len(self._upstreams) + len(self._dials) < self._max_upstreams:
-            return None
-        # with dials under way the first that is open must not get everybody
-        fair = -(-(self.streams + len(self._waiters)) // self._max_upstreams) if self._dials else self.streams + 1
-        shared = (key for key in fit if fit[key].streams < fair)
-        return min(shared, key=lambda key: fit[key].streams, default=None)

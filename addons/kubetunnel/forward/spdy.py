@@ -14,6 +14,7 @@ from typing import Final
 
 from kubetunnel.forward.spdy_events import (
     DataReceived,
+    DataSeen,
     Event,
     GoAwayReceived,
     HeadersReceived,
@@ -29,6 +30,7 @@ __all__ = [
     "CANCEL",
     "REFUSED_STREAM",
     "DataReceived",
+    "DataSeen",
     "Event",
     "GoAwayReceived",
     "HeadersReceived",
@@ -52,6 +54,7 @@ _SYN_STREAM, _SYN_REPLY, _RST_STREAM, _PING, _GOAWAY, _HEADERS = 1, 2, 3, 6, 7, 
 _FIXED_BYTES = {_SYN_STREAM: 10, _SYN_REPLY: 4, _RST_STREAM: 8, _PING: 4, _GOAWAY: 8, _HEADERS: 4}
 _WITH_HEADERS = frozenset({_SYN_STREAM, _SYN_REPLY, _HEADERS})
 _VERSION = 3
+_CONTROL_BIT = 0x80  # of a frame's first byte
 _FLAG_FIN, _FLAG_UNIDIRECTIONAL = 0x01, 0x02
 
 _HEAD = struct.Struct(">II")
@@ -73,9 +76,11 @@ class SpdyConnection:
 
     Args:
         client: our role; it decides which stream and ping ids are ours.
+        views: received data comes as DataSeen, not as DataReceived.
     """
 
-    def __init__(self, *, client: bool) -> None:
+    def __init__(self, *, client: bool, views: bool = False) -> None:
+        self._views = views
         self._parity = 1 if client else 0
         self._next_stream_id = 1 if client else 2
         self._next_ping_id = 1 if client else 2
@@ -123,10 +128,17 @@ class SpdyConnection:
         if fin:
             self._finish_sending(stream_id)
 
-    def send_data(self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False) -> None:
-        """Queue bytes, in frames of at most MAX_DATA_FRAME_BYTES; with `fin` the last we send."""
+    def send_data(
+        self, stream_id: int, data: bytes | bytearray | memoryview, *, fin: bool = False, copy: bool = True
+    ) -> None:
+        """Queue bytes, in frames of at most MAX_DATA_FRAME_BYTES; with `fin` the last we send.
+
+        Without `copy` the data must stay what it is until `data_to_send` has fetched it.
+        """
         self._sendable(stream_id)
-        view = memoryview(data if isinstance(data, bytes) else bytes(data))
+        view = memoryview(data)
+        if copy and not isinstance(view.obj, bytes):
+            view = memoryview(bytes(view))
         if not view and not fin:
             return
         for start in range(0, max(len(view), 1), MAX_DATA_FRAME_BYTES):
@@ -170,7 +182,11 @@ class SpdyConnection:
             while position < end:
                 if self._data_left:
                     count = min(self._data_left, end - position)
-                    self._take_data(bytes(view[position : position + count]))
+                    self._take_data(view[position : position + count])
+                elif not self._frame and end - position >= _HEAD.size and view[position] < _CONTROL_BIT:
+                    first, second = _HEAD.unpack_from(view, position)
+                    self._start_data(first, second >> 24, second & 0xFFFFFF)
+                    count = _HEAD.size
                 else:
                     count = min(self._frame_bytes - len(self._frame), end - position)
                     self._frame += view[position : position + count]
@@ -209,6 +225,7 @@ class SpdyConnection:
         first, second = _HEAD.unpack_from(self._frame)
         flags, length = second >> 24, second & 0xFFFFFF
         if not first >> 31:
+            self._end_frame()
             self._start_data(first, flags, length)
         elif len(self._frame) == _HEAD.size:
             version, kind = first >> 16 & 0x7FFF, first & 0xFFFF
@@ -230,22 +247,24 @@ class SpdyConnection:
         self._frame_bytes = _HEAD.size
 
     def _start_data(self, stream_id: int, flags: int, length: int) -> None:
-        self._end_frame()
-        self._check_known(stream_id)
         stream = self._streams.get(stream_id)
-        if stream is not None and not stream.receiving:
+        if stream is None:
+            self._check_known(stream_id)
+        elif not stream.receiving:
             raise SpdyError(f"data on stream {stream_id} after its end")
         self._data_stream_id, self._data_left, self._data_fin = stream_id, length, bool(flags & _FLAG_FIN)
         if not length and self._data_fin:
-            self._take_data(b"")
+            self._take_data(memoryview(b""))
 
-    def _take_data(self, data: bytes) -> None:
+    def _take_data(self, data: memoryview) -> None:
         self._data_left -= len(data)
         stream_id = self._data_stream_id
         if stream_id not in self._streams:
             return
         fin = self._data_fin and not self._data_left
-        self._events.append(DataReceived(stream_id, data, fin))
+        self._events.append(
+            DataSeen(stream_id, data, fin) if self._views else DataReceived(stream_id, bytes(data), fin)
+        )
         if fin:
             self._finish_receiving(stream_id)
 

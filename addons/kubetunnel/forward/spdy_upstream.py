@@ -15,7 +15,7 @@ from kubetunnel.forward.errors import pod_is_gone, stream_error
 from kubetunnel.forward.lane import Lane, Owner, UpstreamFacts
 from kubetunnel.forward.spdy import (
     REFUSED_STREAM,
-    DataReceived,
+    DataSeen,
     Event,
     GoAwayReceived,
     PingAcknowledged,
@@ -26,6 +26,7 @@ from kubetunnel.forward.spdy import (
     StreamReset,
 )
 from kubetunnel.forward.stream import Bytes, ForwardStream
+from kubetunnel.forward.upgraded import BATCH_BYTES
 from kubetunnel.forward.upstream import Upstream
 from kubetunnel.forward.websocket import WebSocketFrames
 
@@ -48,11 +49,13 @@ class SpdyUpstream(Upstream):
 
     def __init__(self, facts: UpstreamFacts, owner: Owner, frames: WebSocketFrames | None = None) -> None:
         super().__init__(facts, owner)
-        self._spdy = SpdyConnection(client=True)
+        self._spdy = SpdyConnection(client=True, views=True)
         self._frames = frames
         self._requests = 0
         self._by_id: dict[int, _SpdyLane] = {}
         self._pinged_at: dict[int, float] = {}
+        self._pieces: list[memoryview] = []  # of one read, for one stream: handed over at once
+        self._pieces_of: _SpdyLane | None = None
 
     def _open_lane(self, stream: ForwardStream) -> Lane:
         if not self._spdy.can_open:
@@ -68,8 +71,16 @@ class SpdyUpstream(Upstream):
 
     def _queue(self, lane: Lane, data: Bytes) -> None:
         assert isinstance(lane, _SpdyLane)  # noqa: S101  (every lane is made by _open_lane)
-        if self._spdy.can_send(lane.data_id):
-            self._spdy.send_data(lane.data_id, data)
+        if not self._spdy.can_send(lane.data_id):
+            return
+        view = memoryview(data)
+        whole = len(view) - len(view) % BATCH_BYTES
+        for start in range(0, whole, BATCH_BYTES):
+            # what is written at once needs no copy; in blocks of this size, because malloc keeps their memory
+            self._spdy.send_data(lane.data_id, view[start : start + BATCH_BYTES], copy=False)
+            self.flush()
+        if whole < len(view):
+            self._spdy.send_data(lane.data_id, view[whole:])
 
     def _queue_end(self, lane: Lane, *, reset: bool) -> None:
         assert isinstance(lane, _SpdyLane)  # noqa: S101
@@ -100,10 +111,14 @@ class SpdyUpstream(Upstream):
         if self._frames is None:
             self._heard()
             self._receive_spdy(data)
+            self._hand_over()
             return
-        for payload, _ in self._frames.receive(data):
+        payloads = self._frames.receive(data)
+        if payloads:
             self._heard()  # SPDY alone counts: the API server answers WebSocket pings for a node that is dead
+        for payload, _ in payloads:
             self._receive_spdy(payload)
+        self._hand_over()
         if self._frames.close_received:
             self.close("the API server closed it")
 
@@ -113,16 +128,20 @@ class SpdyUpstream(Upstream):
         except SpdyError as error:
             for event in error.events:
                 self._take(event)
+            self._hand_over()
             raise
         for event in events:
             self._take(event)
 
     def _take(self, event: Event) -> None:
+        if isinstance(event, DataSeen):
+            self._take_data(event.stream_id, event.data)
+            if event.fin:
+                self._hand_over()
+                self._take_fin(event.stream_id)
+            return
+        self._hand_over()
         match event:
-            case DataReceived(stream_id, data, fin):
-                self._take_data(stream_id, data)
-                if fin:
-                    self._take_fin(stream_id)
             case StreamReplied(stream_id, _, True):
                 self._take_fin(stream_id)
             case StreamReset(stream_id, status):
@@ -135,14 +154,24 @@ class SpdyUpstream(Upstream):
                 self.drain(f"the runtime is going away (status {status})")
                 self._owner.upstream_changed(self)
 
-    def _take_data(self, stream_id: int, data: bytes) -> None:
+    def _take_data(self, stream_id: int, data: memoryview) -> None:
         lane = self._by_id.get(stream_id)
         if lane is None or not data:
             return
-        if stream_id == lane.data_id:
-            self._feed(lane, data)
-        else:
+        if stream_id != lane.data_id:
             lane.error_text += data[: MAX_ERROR_BYTES - len(lane.error_text)]
+            return
+        if lane is not self._pieces_of:
+            self._hand_over()
+            self._pieces_of = lane
+        self._pieces.append(data)
+
+    def _hand_over(self) -> None:
+        """What came for one stream in a row, in one piece: one copy and one write to its socket, not one a frame."""
+        lane, self._pieces_of = self._pieces_of, None
+        if lane is not None:
+            pieces, self._pieces = self._pieces, []
+            self._feed(lane, b"".join(pieces))
 
     def _take_fin(self, stream_id: int) -> None:
         lane = self._by_id.get(stream_id)

@@ -28,14 +28,16 @@ class Carrier(Protocol):
     def reading_changed(self) -> None: ...
     def write_buffer_bytes(self) -> int: ...
     def set_write_buffer_limits(self, high: int | None, low: int | None) -> None: ...
-    def extra_info(self, name: str) -> Any: ...
+    def extra_info(self, stream: ForwardStream, name: str) -> Any: ...
 
 
 class ForwardStream(asyncio.Transport):
     """A connection to one port of one pod. Made by an upstream's `open_stream`.
 
     A failure reaches the protocol as `connection_lost(StreamFailed)`, after all bytes that came before it. Extra info:
-    `peername` is (pod address, port), `target` the PodPort, `upstream` the UpstreamFacts of its upstream.
+    `peername` is (pod address, port), `target` the PodPort, `upstream` the UpstreamFacts of its upstream; `crowded` is
+    true where the next exchange had better go on a new stream: beside a bulky or stopped stream, or where the upstream
+    takes no new streams, is gone or perhaps dead.
     """
 
     _start_tls_compatible = True  # for loop.start_tls
@@ -64,7 +66,7 @@ class ForwardStream(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         found = super().get_extra_info(name)
         if found is None:
-            found = self._carrier.extra_info(name)
+            found = self._carrier.extra_info(self, name)
         return default if found is None else found
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:

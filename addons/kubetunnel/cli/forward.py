@@ -1,0 +1,113 @@
+"""`kube-tunnel forward svc/api 5432`: local listeners as `kubectl port-forward` has them, until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from kubetunnel.core.settings import ClusterSettings
+    from kubetunnel.forward.listener import LocalListener
+    from kubetunnel.forward_specs import ForwardSpec
+
+
+@click.command("forward", short_help="Listen on local ports for a Service, a Pod or a Deployment.")
+@click.argument("target", metavar="KIND/NAME")
+@click.argument("ports", metavar="[LOCAL:]PORT...", nargs=-1, required=True)
+@click.option("-n", "--namespace", help="Namespace of the object; by default that of the context.")
+@click.option("--context", help="Context of the kubeconfig; by default its current one.")
+@click.option("--kubeconfig", help="Path of the kubeconfig; by default as kubectl finds it.")
+@click.option(
+    "--address", multiple=True, default=["localhost"], show_default=True, help="Where to listen, separated by commas."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Tell of upstreams as well.")
+def command(
+    target: str,
+    ports: tuple[str, ...],
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
+    address: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Listen on local ports, and forward what comes to the ready pods of KIND/NAME.
+
+    KIND is svc, pod, deploy, sts, rs, ds or job (NAME alone is a Pod). PORT is a number or a name, with the local port
+    before it where that is another: 5432, http, 8080:http, :5432 (any free one). The same local port is taken where it
+    is free. Each connection goes to the ready pod with the fewest.
+    """
+    from kubetunnel.core.settings import ClusterSettings
+    from kubetunnel.forward_specs import parse_addresses, parse_forward
+
+    try:
+        spec, addresses = parse_forward(target, ports, namespace or ""), parse_addresses(address)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    cluster = ClusterSettings(kubeconfig=kubeconfig, context=context, namespace=namespace)
+    sys.exit(asyncio.run(_forward(cluster, spec, addresses)))
+
+
+async def _forward(settings: ClusterSettings, spec: ForwardSpec, addresses: tuple[str, ...]) -> int:
+    """Until SIGINT or SIGTERM. The exit status: 1 where it could not begin."""
+    from kubetunnel.cluster.workloads import Workloads
+    from kubetunnel.core.errors import KubeTunnelError
+    from kubetunnel.forward.listener import LocalForwards
+    from kubetunnel.proxy.clusters import Cluster
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, _stop_or_end, stop, number)
+    logging.getLogger("kubetunnel.proxy.clusters").setLevel(logging.ERROR)  # its refusal is ours to tell, once
+    cluster = Cluster(settings)
+    try:
+        session = await cluster.session()
+        workloads = Workloads(session.access, session.discovery)
+        forwards = LocalForwards(workloads, session.forwards, addresses=addresses)
+        try:
+            listeners = await forwards.open(spec.in_namespace(session.access.namespace).ref, spec.pairs)
+            _print_mapping(listeners)
+            await stop.wait()
+        finally:
+            await forwards.aclose()
+            await workloads.aclose()
+    except KubeTunnelError as error:
+        return _fail(str(error))
+    except OSError as error:
+        free = "Ask for any free local port with :PORT."
+        return _fail(f"Cannot listen on {', '.join(addresses)}: {error.strerror or error}. {free}")
+    finally:
+        await cluster.aclose()
+    return 0
+
+
+def _stop_or_end(stop: asyncio.Event, number: int) -> None:
+    """The first signal ends it in order; the second one at once."""
+    if stop.is_set():
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    stop.set()
+
+
+def _print_mapping(listeners: tuple[LocalListener, ...]) -> None:
+    for listener in listeners:
+        for host, port in listener.addresses:
+            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            requested = "" if listener.pair.local == 0 or port == listener.port or listener.pair.local else (
+                f" (port {listener.port} is taken here)"
+            )  # fmt: skip
+            click.echo(f"Forwarding from {shown} -> {listener.ref} {listener.port}{requested}")
+
+
+def _fail(message: str) -> int:
+    click.echo(f"kube-tunnel forward: {message}", err=True)
+    return 1
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,293 @@
+"""A kubectl-style local listener: `svc/api 5432` on 127.0.0.1:5432, a pod chosen anew for each connection.
+
+What differs from `kubectl port-forward`: a Service's pods are followed and balanced, a connection that fails costs
+nobody else his, and where the port is taken a free one is found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from kubetunnel.cluster.workloads import ObjectRef, Reachable, Workloads
+from kubetunnel.core.backoff import Backoff
+from kubetunnel.core.catalog import PodPort
+from kubetunnel.core.endpoints import Target, choose_target
+from kubetunnel.core.errors import KubeTunnelError, PodGone, UpstreamProtocol, UpstreamReset
+from kubetunnel.core.first_bytes import Protocol
+from kubetunnel.forward.departed import ClientSockets
+from kubetunnel.forward.errors import DialTimeout
+from kubetunnel.forward.local_connection import READ_BUFFER_BYTES, LocalConnection, PodConnection
+from kubetunnel.forward.local_sockets import LOOPBACK, bind
+from kubetunnel.forward.pool import PortForwards
+
+logger = logging.getLogger(__name__)
+
+# whoever speaks HTTP does so at once: on loopback the first bytes are there 0.1 ms after the connection. A server that
+# speaks first, or a client that hesitates, waits for no longer than this
+FIRST_BYTES_PATIENCE_S = 0.004
+DRAIN_S = 2.0
+RETRIES = 2  # the contract's retry.max and base delay
+RETRY_DELAY_S = 0.1
+
+_ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout)  # concerns this endpoint alone: another one may do better
+
+
+@dataclass(frozen=True, slots=True)
+class PortPair:
+    """Of `8080:http`: the local port and the object's. `local` None: the same one, or a free one; 0: a free one."""
+
+    local: int | None
+    remote: int | str
+
+    def __str__(self) -> str:
+        return str(self.remote) if self.local is None else f"{self.local or ''}:{self.remote}"
+
+
+class LocalListener:
+    """Listens for one port of one object.
+
+    Args:
+        addresses: where to listen; of several only those that the machine has.
+        retries, retry_delay_s: of a connection of which no byte has been taken yet.
+
+    `addresses` are the sockets' once it is started, `port` the object's own number where it is known.
+    """
+
+    def __init__(
+        self,
+        workloads: Workloads,
+        forwards: PortForwards,
+        ref: ObjectRef,
+        pair: PortPair,
+        *,
+        addresses: Sequence[str] = LOOPBACK,
+        retries: int = RETRIES,
+        retry_delay_s: float = RETRY_DELAY_S,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.ref = ref
+        self.pair = pair
+        self.addresses: tuple[tuple[str, int], ...] = ()
+        self.port = pair.remote if isinstance(pair.remote, int) else 0
+        self._hosts = addresses
+        self._workloads = workloads
+        self._forwards = forwards
+        self._rng = rng or random.Random()  # noqa: S311 - balancing, no secret
+        self._backoff = Backoff(retry_delay_s, cap_s=10 * retry_delay_s, retries=retries)
+        self._opening: Counter[PodPort] = Counter()
+        self._servers: list[asyncio.Server] = []
+        self._connections: dict[asyncio.Task[None], LocalConnection] = {}
+        self._client_sockets: ClientSockets | None = None
+        self._closed = False
+
+    def __str__(self) -> str:
+        return f"{self.ref}:{self.pair.remote} of namespace {self.ref.namespace}"
+
+    async def start(self, *, check: bool = True) -> None:
+        """Listen.
+
+        Args:
+            check: refuse where no connection would work now. Otherwise that is told to each connection alone.
+
+        Raises:
+            OSError: the local port that was asked for is taken, or not ours to take.
+            KubeTunnelError: as `Workloads.reachable`.
+        """
+        if check or not self.port:
+            self.port = (await self._workloads.reachable(self.ref, self.pair.remote)).port
+        wanted = self.port if self.pair.local is None else self.pair.local
+        sockets = bind(self._hosts, wanted, or_free=self.pair.local is None)
+        loop = asyncio.get_running_loop()
+        buffer = memoryview(bytearray(READ_BUFFER_BYTES))
+        self._client_sockets = ClientSockets()
+        for position, listening in enumerate(sockets):
+            try:
+                self._servers.append(await loop.create_server(partial(LocalConnection, self, buffer), sock=listening))
+            except BaseException:
+                for unused in sockets[position:]:
+                    unused.close()
+                await self.aclose(drain_s=0)
+                raise
+        names = [listening.getsockname() for listening in sockets]
+        self.addresses = tuple((name[0], name[1]) for name in names)
+        for host, port in self.addresses:
+            logger.info("%s: requested %s -> %s", self, wanted or "any port", _shown(host, port))
+        for host in {host for host, _ in self.addresses if host not in LOOPBACK and not host.startswith("127.")}:
+            logger.warning("%s: %s is open to other machines, with your rights in the cluster.", self, host)
+
+    async def aclose(self, *, drain_s: float = DRAIN_S) -> None:
+        """Take no more connections, and end those that are there after `drain_s`."""
+        self._closed = True
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=drain_s)
+        for task in list(self._connections):
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections)
+        if self._client_sockets is not None:
+            self._client_sockets.close()
+        if self.addresses:
+            logger.info("%s: no longer on %s", self, ", ".join(_shown(*address) for address in self.addresses))
+            self.addresses = ()
+
+    # -- local_connection.Listener
+
+    def accepted(self, client: LocalConnection) -> None:
+        if self._closed:  # it was in the queue when the listener closed
+            client.reset()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(client), name=f"local connection to {self}")
+        if not task.done():
+            self._connections[task] = client
+            task.add_done_callback(lambda done: self._connections.pop(done))
+
+    def is_departed(self, client: LocalConnection) -> bool | None:
+        sockets = self._client_sockets
+        return sockets.is_departed(client.peername, client.sockname) if sockets else None
+
+    async def _serve(self, client: LocalConnection) -> None:
+        """One connection, to its end. Supervision point: its failure is its own."""
+        try:
+            error = await self._relay(client)
+            if error is None:
+                await client.ended
+        except KubeTunnelError as refusal:
+            error = refusal
+        except Exception:
+            logger.exception("%s: a connection from %s failed unexpectedly", self, _shown(*client.peername))
+            error = UpstreamProtocol("The connection failed in the tunnel itself.")
+        except asyncio.CancelledError:
+            client.reset()
+            raise
+        if error is not None and not client.ended.done():
+            error.command = error.command or self._workloads.describe(self.ref)
+            logger.warning("%s: the connection from %s was reset: %s", self, _shown(*client.peername), error)
+            client.reset()
+
+    async def _relay(self, client: LocalConnection) -> KubeTunnelError | None:
+        """Opens a stream, and another where that fails unheard. Why the last one ended, None for well."""
+        shared = await client.spoken(FIRST_BYTES_PATIENCE_S) is Protocol.HTTP1
+        delays_s = self._backoff.delays_s(self._rng)
+        reachable = await self._workloads.reachable(self.ref, self.pair.remote)
+        left = reachable.targets
+        while not client.ended.done():
+            target = self._choose(reachable, left, client)
+            error = await self._attempt(client, target, shared=shared)
+            if not isinstance(error, _Unheard):
+                return error
+            delay_s = next(delays_s, None)
+            if delay_s is None:
+                return error.refusal
+            logger.info("%s: %s Trying again.", self, error.refusal)
+            await asyncio.sleep(delay_s)
+            left = tuple(each for each in left if each.pod_port != target.pod_port)
+            if isinstance(error.refusal, PodGone) or not left:
+                reachable = await self._workloads.reachable(self.ref, self.pair.remote, fresh=True)
+                left = reachable.targets
+        return None
+
+    def _choose(self, reachable: Reachable, left: Sequence[Target], client: LocalConnection) -> Target:
+        return choose_target(left, self._streams, self._rng, client.peername[0] if reachable.sticky else None)
+
+    async def _attempt(
+        self, client: LocalConnection, target: Target, *, shared: bool
+    ) -> KubeTunnelError | _Unheard | None:
+        """One stream, to its end; _Unheard where nothing of it was heard by anybody."""
+        pod_port = target.pod_port
+        self._opening[pod_port] += 1
+        try:
+            _, pod = await self._forwards.open(pod_port, partial(PodConnection, client), shared=shared)
+        except _ENDPOINT_FAILED as failure:
+            return _Unheard(failure)
+        finally:
+            self._opening[pod_port] -= 1
+            if not self._opening[pod_port]:
+                del self._opening[pod_port]
+        logger.debug("%s: %s goes to %s", self, _shown(*client.peername), pod_port)
+        try:
+            error = await pod.ended
+        except asyncio.CancelledError:
+            pod.transport.abort()
+            raise
+        return _Unheard(error) if error is not None and pod.never_connected else error
+
+    def _streams(self, target: Target) -> int:
+        """Those that are being opened count, too: a burst would all go to one pod."""
+        pod_port = target.pod_port
+        return self._forwards.open_streams(pod_port.namespace, pod_port.pod) + self._opening[pod_port]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unheard:
+    """A failure before the pod's port took the connection: what was sent can be sent to another."""
+
+    refusal: KubeTunnelError
+
+
+class LocalForwards:
+    """The local listeners of one cluster.
+
+    Args:
+        workloads, forwards: of the cluster; neither is closed by `aclose`.
+        addresses, retries, retry_delay_s: as for a LocalListener.
+    """
+
+    def __init__(
+        self,
+        workloads: Workloads,
+        forwards: PortForwards,
+        *,
+        addresses: Sequence[str] = LOOPBACK,
+        retries: int = RETRIES,
+        retry_delay_s: float = RETRY_DELAY_S,
+    ) -> None:
+        self._workloads = workloads
+        self._forwards = forwards
+        self._addresses = addresses
+        self._retries = retries
+        self._retry_delay_s = retry_delay_s
+        self._listeners: list[LocalListener] = []
+
+    @property
+    def listeners(self) -> tuple[LocalListener, ...]:
+        return tuple(self._listeners)
+
+    async def open(self, ref: ObjectRef, pairs: Iterable[PortPair], *, check: bool = True) -> tuple[LocalListener, ...]:
+        """A listener for each pair, or none at all. Raises as `LocalListener.start`."""
+        opened: list[LocalListener] = []
+        try:
+            for pair in pairs:
+                listener = LocalListener(
+                    self._workloads, self._forwards, ref, pair,
+                    addresses=self._addresses, retries=self._retries, retry_delay_s=self._retry_delay_s,
+                )  # fmt: skip
+                await listener.start(check=check)
+                opened.append(listener)
+        except BaseException:
+            for listener in opened:
+                await listener.aclose(drain_s=0)
+            raise
+        self._listeners += opened
+        return tuple(opened)
+
+    async def close(self, listener: LocalListener) -> None:
+        """One listener, with its connections."""
+        self._listeners.remove(listener)
+        await listener.aclose()
+
+    async def aclose(self, *, drain_s: float = DRAIN_S) -> None:
+        listeners, self._listeners = self._listeners, []
+        await asyncio.gather(*(listener.aclose(drain_s=drain_s) for listener in listeners))
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
