@@ -1,0 +1,220 @@
+"""The DNS server: sockets, limits and the life of what is under way. What it says is decided in `answers.py`.
+
+RFC 1035 4.2 (UDP and TCP on one port), RFC 5966 (both are a must). It stands on loopback or on an interface of our own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from kubetunnel.core.errors import KubeTunnelError
+from netsetup.answers import TTL_S, Authority, Names
+from netsetup.dns_lookups import PATIENCE_S, Lookups
+from netsetup.dns_responder import DnsFacts, Responder
+from netsetup.dns_tcp import IDLE_TIMEOUT_S, TcpListener
+from netsetup.dns_upstreams import TIMEOUT_S, Server, Upstreams
+from netsetup.reverse_names import AddressRange
+
+logger = logging.getLogger(__name__)
+
+MAX_OPEN = 200  # each may hold a few sockets, and 1,024 files is a usual limit
+MAX_OPEN_PER_CLIENT = 100
+_RECEIVE_BUFFER_BYTES = 1 << 20
+_PORT_ATTEMPTS = 20
+
+
+class DnsPortUnavailable(KubeTunnelError):  # noqa: N818 - named as the rest of the tree
+    """The DNS server cannot listen where it should."""
+
+    title = "The DNS port cannot be had"
+
+
+class DnsServer:
+    """Answers for the zones of `names` and the reverse names of `ranges`, and passes on the rest.
+
+    Args:
+        host: an address of this machine.
+        port: for UDP and TCP; 0 for a free one.
+        upstreams: the system's resolvers as they were before; ourselves among them are left out. Without any, what is
+            not ours is refused.
+        ranges: those of the virtual IPs.
+        ttl_s, negative_ttl_s: how long answers may be kept.
+        patience_s: how long the cluster may take before SERVFAIL.
+        upstream_timeout_s: how long all upstreams together may take.
+        tcp_idle_timeout_s: how long a connection may be silent.
+        max_open, max_open_per_client: how many questions may wait for an answer.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        *,
+        host: str,
+        port: int,
+        tcp: bool = True,
+        upstreams: Sequence[Server] = (),
+        ranges: Sequence[AddressRange] = (),
+        ttl_s: int = TTL_S,
+        negative_ttl_s: int = TTL_S,
+        patience_s: float = PATIENCE_S,
+        upstream_timeout_s: float = TIMEOUT_S,
+        tcp_idle_timeout_s: float = IDLE_TIMEOUT_S,
+        max_open: int = MAX_OPEN,
+        max_open_per_client: int = MAX_OPEN_PER_CLIENT,
+    ) -> None:
+        own = ip_address(host)
+        others = [(address, number) for address, number in upstreams if (address, number) != (host, port)]
+        self._host, self._port = host, port
+        self._lookups = Lookups(names, patience_s=patience_s, negative_ttl_s=negative_ttl_s)
+        self._upstreams = Upstreams(others, timeout_s=upstream_timeout_s)
+        authority = Authority(
+            names.zones, tuple(ranges), () if own.is_unspecified else (own,), ttl_s=ttl_s, negative_ttl_s=negative_ttl_s
+        )
+        rng = random.Random()  # noqa: S311 - spreads clients over pods, keeps no secret
+        self._responder = Responder(names, self._lookups, self._upstreams, authority, rng)
+        self._tcp = TcpListener(self._respond_by_tcp, idle_timeout_s=tcp_idle_timeout_s) if tcp else None
+        self._udp: asyncio.DatagramTransport | None = None
+        self._congested = False
+        self._loop_told = False
+        self._open: Counter[str] = Counter()
+        self._max_open, self._max_open_per_client = max_open, max_open_per_client
+        self._answering: set[asyncio.Task[None]] = set()
+
+    @property
+    def addresses(self) -> tuple[Server, ...]:
+        """Where it listens: empty before `start` and after `aclose`."""
+        return (self._udp.get_extra_info("sockname")[:2],) if self._udp else ()
+
+    def facts(self) -> DnsFacts:
+        """Counters, for metrics."""
+        return self._responder.facts()
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            DnsPortUnavailable
+        """
+        for attempt in range(_PORT_ATTEMPTS):
+            try:
+                await self._listen()
+            except OSError as error:
+                self._close_udp()
+                # any free port was asked for, and the one found for UDP is taken for TCP: another
+                if self._port == 0 and error.errno == errno.EADDRINUSE and attempt + 1 < _PORT_ATTEMPTS:
+                    continue
+                raise self._unavailable(error) from error
+            break
+        host, port = self.addresses[0]
+        protocols = "UDP and TCP" if self._tcp else "UDP"
+        logger.info("DNS server on %s port %s (%s), %d upstreams", host, port, protocols, len(self._upstreams.servers))
+
+    async def aclose(self) -> None:
+        """Stop listening, and give up what is under way."""
+        self._close_udp()
+        if self._tcp is not None:
+            await self._tcp.aclose()
+        for task in self._answering:
+            task.cancel()
+        if self._answering:
+            await asyncio.wait(self._answering)
+        await self._upstreams.aclose()
+        await self._lookups.aclose()
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        udp = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            udp.bind((self._host, self._port))
+            self._udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=udp)
+        except BaseException:
+            udp.close()
+            raise
+        if self._tcp is not None:
+            await self._tcp.start(self._host, self.addresses[0][1])
+
+    def _close_udp(self) -> None:
+        if self._udp is not None:
+            self._udp.abort()
+            self._udp = None
+
+    def _unavailable(self, error: OSError) -> DnsPortUnavailable:
+        taken = " Port 5353 is also that of mDNS (avahi-daemon, browsers)." if self._port == 5353 else ""
+        return DnsPortUnavailable(
+            f"The DNS server cannot listen on {self._host} port {self._port}: {error.strerror}.{taken} "
+            "Another port: --dns-port.",
+            command=f"ss -lunp 'sport = :{self._port}'",
+        )
+
+    def datagram(self, packet: bytes, client: tuple[str, int]) -> None:
+        """A datagram came."""
+        reply = self._responder.at_once(packet, tcp=False)
+        if reply is not None:
+            self._send(reply, client)
+            return
+        task = asyncio.create_task(self._answer_datagram(packet, client))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer_datagram(self, packet: bytes, client: tuple[str, int]) -> None:
+        if self._upstreams.refuse_own(client[:2]):
+            self._tell_loop()
+            return
+        reply = await self._respond(packet, client[0], tcp=False)
+        if reply is not None:
+            self._send(reply, client)
+
+    async def _respond_by_tcp(self, packet: bytes, client: str) -> bytes | None:
+        return self._responder.at_once(packet, tcp=True) or await self._respond(packet, client, tcp=True)
+
+    async def _respond(self, packet: bytes, client: str, *, tcp: bool) -> bytes | None:
+        """Within the limits."""
+        if self._open.total() >= self._max_open or self._open[client] >= self._max_open_per_client:
+            return self._responder.limit(packet, tcp=tcp)
+        self._open[client] += 1
+        try:
+            return await self._responder.respond(packet, tcp=tcp)
+        finally:
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]
+
+    def _tell_loop(self) -> None:
+        if not self._loop_told:
+            self._loop_told = True
+            logger.warning("DNS: one of the resolvers given passes our questions back to us")
+
+    def _send(self, reply: bytes, client: tuple[str, int]) -> None:
+        # a client that asks again is better than a queue without an end
+        if self._udp is not None and not self._congested:
+            self._udp.sendto(reply, client)
+
+    def congestion(self, congested: bool) -> None:
+        """The socket takes no more for now, or takes more again."""
+        self._congested = congested
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, server: DnsServer) -> None:
+        self._server = server
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self._server.datagram(data, addr)
+
+    def pause_writing(self) -> None:
+        self._server.congestion(congested=True)
+
+    def resume_writing(self) -> None:
+        self._server.congestion(congested=False)
+
+    def error_received(self, exc: Exception) -> None:
+        """A client's port is closed by now (ICMP): its reply is nobody's."""

@@ -1,0 +1,99 @@
+"""The network as wanted, the network as found -> the steps between. Pure.
+
+The order is that of use: what names point to is there before a resolver is pointed at it, and undoing goes backwards.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from netsetup.errors import LinkTakenError, StepError
+from netsetup.found import Found
+from netsetup.layout import Layout, Wanted, reverse_zones
+from netsetup.operations import (
+    AddAddress,
+    AddAlias,
+    AddLink,
+    AddRoute,
+    EditResolvConf,
+    MakeDirectory,
+    Operation,
+    Redirect,
+    SetLinkResolver,
+    WriteFile,
+    link_mac,
+)
+
+RESOLV_CONF = "/etc/resolv.conf"
+RESOLVER_DIRECTORY = "/etc/resolver"  # resolver(5) of macOS
+DNSMASQ_FILE = "/etc/NetworkManager/dnsmasq.d/kube-tunnel.conf"
+# makes NetworkManager start its dnsmasq again, which reads its files at the start only
+RELOAD_NETWORK_MANAGER = ("nmcli", "general", "reload", "dns-full")
+HEADING = "# Made by kube-tunnel (netsetup up); `netsetup down` removes it.\n"
+
+
+def plan(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, ...]:
+    """The steps from `found` to `layout`, in order.
+
+    Raises:
+        LinkTakenError: there is a link of a wanted name already.
+        StepError: nothing here can redirect.
+    """
+    return (*_addresses(wanted, layout, found), *_resolver(wanted, layout, found))
+
+
+def _addresses(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, ...]:
+    if found.aliases:
+        return tuple(AddAlias(str(address.ip)) for address in (layout.dns_address, layout.proxy_address))
+    taken = {link.name for link in found.links} & {wanted.dns_link, wanted.proxy_link}
+    for name in sorted(taken):
+        raise LinkTakenError(
+            f"There is a link {name} already, which netsetup has not made (or has no record of). Remove it, or choose "
+            "another name.",
+            command=f"ip address show {name}; sudo ip link delete {name}",
+        )
+    if found.redirector is None:
+        raise StepError("Neither nft nor iptables is on the PATH. Install nftables.")
+    links = ((wanted.dns_link, layout.dns_address), (wanted.proxy_link, layout.proxy_address))
+    resolved_link = wanted.dns_link if found.resolver.kind == "systemd-resolved" else None
+    return (
+        *(AddLink(name, link_mac(name), carrier=name == resolved_link) for name, _ in links),
+        *(AddAddress(name, str(address)) for name, address in links),
+        *(AddRoute(wanted.proxy_link, str(prefix), str(layout.proxy_address.ip)) for prefix in layout.ranges),
+        Redirect(
+            program=found.redirector,
+            ranges=tuple(map(str, layout.ranges)),
+            dns_ip=str(layout.dns_address.ip),
+            proxy_ip=str(layout.proxy_address.ip),
+            port=wanted.port,
+            dns_port=wanted.dns_port,
+            forwarded=wanted.forwarded,
+        ),
+    )
+
+
+def _resolver(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, ...]:
+    dns_ip = str(layout.dns_address.ip)
+    zones = tuple(zone.lower().removesuffix(".") for zone in wanted.zones)
+    zones += tuple(reverse for prefix in layout.ranges for reverse in reverse_zones(prefix))
+    resolver = found.resolver
+    match resolver.kind:
+        case "systemd-resolved":
+            return (SetLinkResolver(wanted.dns_link, dns_ip, tuple(f"~{zone}" for zone in zones)),)
+        case "NetworkManager":
+            lines = HEADING + "".join(f"server=/{zone}/{dns_ip}\n" for zone in zones)
+            return _file(found, DNSMASQ_FILE, lines, RELOAD_NETWORK_MANAGER)
+        case "resolver-directory":
+            # nothing redirects port 53 there, so the server is named where it listens
+            lines = HEADING + f"nameserver 127.0.0.1\nport {wanted.dns_port}\n"
+            steps = [_file(found, f"{RESOLVER_DIRECTORY}/{zone}", lines) for zone in zones]
+            return tuple(dict.fromkeys(step for each in steps for step in each))
+        case _:
+            return (EditResolvConf(RESOLV_CONF, resolver.real, dns_ip, resolver.resolv_conf),)
+
+
+def _file(found: Found, path: str, content: str, reload: tuple[str, ...] = ()) -> tuple[Operation, ...]:
+    directory = str(PurePosixPath(path).parent)
+    before = found.resolver.files.get(path)
+    make = () if directory in found.resolver.directories else (MakeDirectory(directory),)
+    return (*make, WriteFile(path, content.encode(), before, reload))

@@ -1,0 +1,49 @@
+"""The resolvers that this system uses, for what is not ours: resolv.conf(5), and systemd-resolved(8) behind its stub.
+
+While our own address stands in resolv.conf it is left out: a DNS server that asks itself would never end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from ipaddress import ip_address
+from pathlib import Path
+
+from netsetup.resolv_conf import nameservers
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+RESOLVED_CONF = Path("/run/systemd/resolve/resolv.conf")  # the servers themselves, without the stub
+DNS_PORT = 53
+_RESOLVED_STUBS = ("127.0.0.53", "127.0.0.54")
+
+
+def system_resolvers(
+    ours: Collection[str] = (), *, resolv_conf: Path = RESOLV_CONF, resolved_conf: Path = RESOLVED_CONF
+) -> tuple[tuple[str, int], ...]:
+    """Addresses and ports, the preferred one first; none where there is no such file.
+
+    Args:
+        ours: addresses where port 53 is our own DNS server's.
+    """
+    listed = _servers(resolv_conf)
+    if any(server in _RESOLVED_STUBS for server in listed):
+        # the stub sends our zones back to us, and may do so with others
+        behind = _servers(resolved_conf)
+        listed = behind or listed
+    return tuple((server, DNS_PORT) for server in dict.fromkeys(listed) if server not in ours)
+
+
+def _servers(path: Path) -> tuple[str, ...]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return ()
+    return tuple(server for server in nameservers(content) if _is_address(server))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,215 @@
+"""Sets the machine's network up for the tunnel and puts it back: all of it or nothing, whatever happens in between.
+
+Both need root (CAP_NET_ADMIN, and to write the resolver's files and the state file), take well under a second, and
+block: call them outside an event loop, or in a thread. They read no kubeconfig and run no credential plugin.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from netsetup.apply import apply, present, undo
+from netsetup.errors import NetsetupError, StateError, StepError
+from netsetup.found import Found, claim_on, without
+from netsetup.layout import Wanted, choose_layout
+from netsetup.machine import boot_id, find
+from netsetup.operations import Operation
+from netsetup.plan import plan
+from netsetup.state import DEFAULT_STATE, Journal, Record, State, open_journal, read_record
+
+type Tell = Callable[[str], None]
+
+
+def up(wanted: Wanted, path: Path = DEFAULT_STATE, *, tell: Tell = lambda _: None) -> State:
+    """Makes the network as wanted. Twice is once; what an earlier run has left or made otherwise is undone first.
+
+    Args:
+        tell: is given a line for each thing done.
+
+    Raises:
+        AnotherInstanceError, StateError, RootNeededError: the state file cannot be had.
+        BadWishError, RangeTakenError, LinkTakenError: it cannot be as wanted; nothing was changed.
+        StepError: a step failed; what was done before it is undone.
+    """
+    with open_journal(path) as journal:
+        return _up(wanted, journal, tell)
+
+
+def down(path: Path = DEFAULT_STATE, *, tell: Tell = lambda _: None) -> bool:
+    """Undoes exactly what `up` did, also where it was killed or the machine started again since; False: nothing to do.
+
+    Raises:
+        AnotherInstanceError, StateError, RootNeededError: as `up`.
+        StepError: a step could not be undone. The others are; the state file remains for another try.
+    """
+    with open_journal(path) as journal:
+        if journal.record is None:
+            return False
+        _undo_all(journal, tell)
+        return True
+
+
+@contextmanager
+def network(wanted: Wanted, path: Path = DEFAULT_STATE, *, tell: Tell = lambda _: None) -> Iterator[State]:
+    """`up` for the time of a block, `down` after it. No other netsetup can come between. Errors as theirs."""
+    with open_journal(path) as journal:
+        state = _up(wanted, journal, tell)
+        try:
+            yield state
+        finally:
+            _undo_all(journal, tell)
+
+
+def dry_run(wanted: Wanted, path: Path = DEFAULT_STATE) -> list[str]:
+    """The lines that tell what `up` would do. Needs no rights. Errors as `up`."""
+    record = read_record(path)
+    found = find()
+    if record is not None:
+        if _is_as_wanted(record, wanted, found):
+            return ["nothing: it is up as wanted"]
+        found = without(found, record.operations)
+    layout = choose_layout(wanted, found)
+    undone = [f"- {step.text}" for step in reversed(record.operations)] if record else []
+    done = [f"+ {step.text}" for step in plan(wanted, layout, found)]
+    return [*(f"note: {why}" for why in layout.skipped), *undone, *done]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A step and whether what it makes is there; None where only root could tell (`why` says so)."""
+
+    step: Operation
+    found: bool | None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the state file says was set up, and how much of it is there.
+
+    Attributes:
+        record: None where nothing is set up.
+        conflicts: who else has come into our ranges since, in words.
+        whole: it is all there, so far as could be told, `up` came to its end, and nobody is in the way.
+    """
+
+    record: Record | None
+    pieces: tuple[Piece, ...] = ()
+    conflicts: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        complete = self.record is not None and self.record.complete
+        return complete and not self.conflicts and all(piece.found is not False for piece in self.pieces)
+
+
+def status(path: Path = DEFAULT_STATE) -> Status:
+    """Looks for each piece. Needs no rights, for most of it.
+
+    Raises:
+        StateError: the state file is broken or not to be trusted.
+        StepError: the kernel or a program does not tell.
+    """
+    record = read_record(path)
+    if record is None:
+        return Status(None)
+    rest = without(find(), record.operations)
+    claims = {prefix: claim_on(prefix, rest) for prefix in record.layout.ranges}
+    conflicts = tuple(f"{prefix} is taken by {claim}" for prefix, claim in claims.items() if claim)
+    return Status(record, tuple(_look(step) for step in record.operations), conflicts)
+
+
+def _up(wanted: Wanted, journal: Journal, tell: Tell) -> State:
+    found = find()
+    if journal.record is not None:
+        if _is_as_wanted(journal.record, wanted, found):
+            tell("it is up as wanted already")
+            return journal.record.state
+        # before anything is touched: a wish that cannot be had leaves what there is
+        rest = without(found, journal.record.operations)
+        plan(wanted, choose_layout(wanted, rest), rest)
+        _undo_all(journal, tell)
+        found = find()
+    layout = choose_layout(wanted, found)
+    steps = plan(wanted, layout, found)
+    for why in layout.skipped:
+        tell(f"note: {why}")
+    journal.begin(wanted, layout, found.resolver.servers)
+    record = None
+    try:
+        for step in steps:
+            journal.about_to_do(step)
+            apply(step)
+            tell(f"+ {step.text}")
+        record = journal.complete()
+    except NetsetupError as e:
+        tell(f"! {e.detail}")
+        raise
+    finally:
+        if record is None:
+            # also on Ctrl-C
+            _undo_all(journal, tell)
+    return record.state
+
+
+def _undo_all(journal: Journal, tell: Tell) -> None:
+    """Backwards, each step whatever became of the others; Ctrl-C has to wait."""
+    if journal.record is None:
+        return
+    failed: list[NetsetupError] = []
+    with _undisturbed():
+        try:
+            journal.about_to_undo()
+        except StateError as e:
+            # a full disk: no reason to leave a machine without DNS
+            failed.append(e)
+        for step in reversed(tuple(journal.record.operations)):
+            try:
+                tell(f"- {undo(step)}")
+                journal.undone(step)
+            except NetsetupError as e:
+                failed.append(e)
+                tell(f"! {step.text}: {e.detail}")
+        if not failed:
+            journal.end()
+    if failed:
+        raise StepError(
+            f"Not everything could be undone: {'; '.join(dict.fromkeys(e.detail for e in failed))}",
+            command="sudo netsetup down",
+        )
+
+
+def _is_as_wanted(record: Record, wanted: Wanted, found: Found) -> bool:
+    """Whether an earlier run made this, in this boot, all of it is still there, and nobody else in its ranges."""
+    if not record.complete or record.wanted != wanted or record.boot_id != boot_id():
+        return False
+    rest = without(found, record.operations)
+    try:
+        layout = choose_layout(wanted, rest)
+    except NetsetupError:
+        return False
+    # a range that has become free since is no reason to give all names new addresses
+    return {*record.layout.ranges} <= {*layout.ranges} and all(
+        _look(step).found is not False for step in record.operations
+    )
+
+
+def _look(step: Operation) -> Piece:
+    try:
+        return Piece(step, present(step))
+    except StepError as e:
+        return Piece(step, None, e.detail)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,277 @@
+"""The state file: what `netsetup up` does and what was there before, written before each step.
+
+It alone is enough to undo everything, after a SIGKILL or a reboot too. It is root's, and trusted only so far as nobody
+else can have written it: `down` writes files back from it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netsetup.errors import AnotherInstanceError, RootNeededError, StateError
+from netsetup.found import Network
+from netsetup.layout import Address, Layout, Wanted
+from netsetup.machine import boot_id
+from netsetup.operations import OPERATIONS, Operation, Redirect
+
+DEFAULT_STATE = Path("/var/lib/kube-tunnel/netsetup.json")
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The network as it is set up now, for those who use it.
+
+    Attributes:
+        dns_ip: port 53 of it leads to the DNS server.
+        proxy_ip: every TCP port of it leads to the tunnel; so does every one of `ranges`, the virtual IPs' prefixes.
+        proxy_port, dns_port: the ports on loopback where the tunnel and the DNS server are awaited.
+        resolvers: the servers that names were asked at before, (address, port).
+        redirected: False where there is no redirection to the ports (macOS): the addresses exist, and no more.
+        user: who runs the tunnel, if that was said.
+    """
+
+    dns_ip: Address
+    proxy_ip: Address
+    ranges: tuple[Network, ...]
+    zones: tuple[str, ...]
+    proxy_port: int
+    dns_port: int
+    resolvers: tuple[tuple[str, int], ...]
+    redirected: bool
+    user: str | None
+
+
+@dataclass(slots=True)
+class Record:
+    """The state file's content. `complete`: `up` came to its end."""
+
+    wanted: Wanted
+    layout: Layout
+    resolvers: tuple[str, ...]
+    boot_id: str
+    operations: list[Operation] = field(default_factory=list)
+    complete: bool = False
+    made_directory: bool = False
+
+    @property
+    def state(self) -> State:
+        wanted, layout = self.wanted, self.layout
+        return State(
+            dns_ip=layout.dns_address.ip,
+            proxy_ip=layout.proxy_address.ip,
+            ranges=layout.ranges,
+            zones=wanted.zones,
+            proxy_port=wanted.port,
+            dns_port=wanted.dns_port,
+            resolvers=tuple((server, 53) for server in self.resolvers),
+            redirected=any(isinstance(step, Redirect) for step in self.operations),
+            user=wanted.user,
+        )
+
+
+def read_state(path: Path = DEFAULT_STATE) -> State | None:
+    """The network that `netsetup up` has made; None where there is none.
+
+    Nor is there one where `up` did not come to its end, or the machine was started again since.
+
+    Raises:
+        StateError: the file is broken or not to be trusted.
+    """
+    record = read_record(path)
+    if record is None or not record.complete or record.boot_id != boot_id():
+        return None
+    return record.state
+
+
+def read_record(path: Path) -> Record | None:
+    """What the state file says, whatever has happened since; None where there is none.
+
+    Raises:
+        StateError: as above.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise StateError(f"The state file {path} cannot be read: {e.strerror}.") from e
+    with os.fdopen(file, "rb") as opened:
+        facts = os.fstat(file)
+        if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise StateError(f"The state file {path} can be written by others than root.", command=f"ls -l {path}")
+        content = opened.read()
+    try:
+        return _decode(content)
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as e:
+        raise StateError(f"The state file {path} is broken: {e}.", command=f"cat {path}") from e
+
+
+class Journal:
+    """The state file in the hands of the one process that may change it."""
+
+    def __init__(self, path: Path, *, made_directory: bool) -> None:
+        self.path = path
+        self._made_directory = made_directory
+        self.record = read_record(path)
+        if self.record is not None:
+            self._made_directory = self.record.made_directory
+
+    def begin(self, wanted: Wanted, layout: Layout, resolvers: tuple[str, ...]) -> None:
+        """A new record, with nothing done."""
+        self.record = Record(wanted, layout, resolvers, boot_id(), made_directory=self._made_directory)
+        self._save(self.record)
+
+    def about_to_do(self, step: Operation) -> None:
+        record = self._current()
+        record.operations.append(step)
+        self._save(record)
+
+    def complete(self) -> Record:
+        record = self._current()
+        record.complete = True
+        self._save(record)
+        return record
+
+    def about_to_undo(self) -> None:
+        """From now on nobody may rely on the network any more."""
+        record = self._current()
+        record.complete = False
+        self._save(record)
+
+    def undone(self, step: Operation) -> None:
+        record = self._current()
+        record.operations.remove(step)
+        self._save(record)
+
+    def end(self) -> None:
+        """Nothing is left of what was done: the file goes."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as e:
+            raise StateError(f"The state file {self.path} cannot be removed: {e.strerror}.") from e
+        self.record = None
+
+    def close(self) -> None:
+        """Removes the directory that was made for the file, when nothing is in it."""
+        if self._made_directory and self.record is None and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
+
+    def _current(self) -> Record:
+        if self.record is None:
+            raise RuntimeError("nothing was begun")
+        return self.record
+
+    def _save(self, record: Record) -> None:
+        try:
+            self._write(_encode(record))
+        except OSError as e:
+            raise StateError(f"The state file {self.path} cannot be written: {e.strerror}.") from e
+
+    def _write(self, content: bytes) -> None:
+        new = self.path.with_name(f".{self.path.name}.new")
+        with new.open("wb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path)
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+@contextmanager
+def open_journal(path: Path = DEFAULT_STATE) -> Iterator[Journal]:
+    """Takes the state file for oneself, until the end of the block. Root only.
+
+    Raises:
+        AnotherInstanceError: somebody else has it.
+        StateError: it is broken, or cannot be made.
+    """
+    # the default's is ours in any case, also where a run was killed just after it had made it
+    made = path == DEFAULT_STATE or not path.parent.exists()
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError as e:
+        raise RootNeededError(f"{path.parent} is root's.") from e
+    except OSError as e:
+        raise StateError(f"{path.parent} cannot be used: {e.strerror}.") from e
+    try:
+        try:
+            # the directory, for it stays the same while the file is replaced
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise AnotherInstanceError(
+                f"Another netsetup, or a kube-tunnel --virtual, has {path} in its hands. Wait for it or end it.",
+                command=f"sudo fuser -v {path.parent}",
+            ) from e
+        if not path.parent.exists() or os.fstat(directory).st_ino != path.parent.stat().st_ino:
+            raise AnotherInstanceError(f"Another netsetup has just removed {path.parent}. Try again.")
+        journal = Journal(path, made_directory=made)
+        try:
+            yield journal
+        finally:
+            journal.close()
+    finally:
+        os.close(directory)
+
+
+def _encode(record: Record) -> bytes:
+    plain: dict[str, Any] = {each.name: getattr(record, each.name) for each in fields(record)}
+    plain["operations"] = [{"step": type(step).__name__, **_plain(step)} for step in record.operations]
+    encoded = msgspec.json.encode({"version": VERSION, **plain}, enc_hook=str)
+    return msgspec.json.format(encoded, indent=1) + b"\n"
+
+
+def _plain(step: Operation) -> dict[str, Any]:
+    return {each.name: getattr(step, each.name) for each in fields(step)}
+
+
+def _decode(content: bytes) -> Record:
+    plain = msgspec.json.decode(content)
+    if plain["version"] != VERSION:
+        raise ValueError(f"version {plain['version']}, of another kube-tunnel")
+    return Record(
+        wanted=_wanted(plain["wanted"]),
+        layout=_layout(plain["layout"]),
+        resolvers=msgspec.convert(plain["resolvers"], tuple[str, ...]),
+        boot_id=msgspec.convert(plain["boot_id"], str),
+        operations=[_operation(each) for each in plain["operations"]],
+        complete=msgspec.convert(plain["complete"], bool),
+        made_directory=msgspec.convert(plain["made_directory"], bool),
+    )
+
+
+def _operation(plain: dict[str, Any]) -> Operation:
+    kind = OPERATIONS[plain.pop("step")]
+    step: Operation = msgspec.convert(plain, kind)
+    return step
+
+
+def _wanted(plain: dict[str, Any]) -> Wanted:
+    addresses = {key: None if plain[key] is None else ip_address(plain[key]) for key in ("dns_ip", "proxy_ip")}
+    ranges = tuple(ip_network(each) for each in plain["ip_ranges"])
+    return Wanted(**plain | addresses | {"ip_ranges": ranges, "zones": tuple(plain["zones"])})
+
+
+def _layout(plain: dict[str, Any]) -> Layout:
+    return Layout(
+        ip_interface(plain["dns_address"]),
+        ip_interface(plain["proxy_address"]),
+        tuple(ip_network(each) for each in plain["ranges"]),
+        tuple(plain["skipped"]),
+    )
