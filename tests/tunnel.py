@@ -109,6 +109,8 @@ class Tunnel:
         ]
         if not any(option in ("-p", "--listen-port") for option in options):
             command += ["-p", "0"]
+        if not any("kube_dns_" in option or "kube_network_" in option for option in options):
+            command += ["--set", "kube_dns_enabled=false"]  # its port is one for all tunnels of a machine
         if kubeconfig is not None:
             command += ["--set", f"kube_kubeconfig={kubeconfig}"]
         self.confdir = confdir
@@ -116,7 +118,7 @@ class Tunnel:
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=confdir,
-            env={**without_proxies(), "PYTHONUNBUFFERED": "1", **(env or {})},
+            env={**without_proxies(), "PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": str(confdir), **(env or {})},
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 from mitmproxy import ctx, exceptions
 
+from kubetunnel.configured_forwards import ConfiguredForwards
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.settings import Settings
 from kubetunnel.demo import Demo
+from kubetunnel.naming import Naming, plan_naming
 from kubetunnel.options import PREFIX, SettingSources, add_options, settings_of, take_mistakes
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.gate import Gate
@@ -22,10 +25,12 @@ from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.shown import Shown
 from kubetunnel.proxy.upstreams import Upstreams
 from kubetunnel.setting_values import SettingsError
+from netsetup.errors import StateError
+from netsetup.state import DEFAULT_STATE, State, read_state
 
 logger = logging.getLogger(__name__)
 
-LOOK_INTERVAL_S = 1.0  # at the settings file
+LOOK_INTERVAL_S = 1.0  # at the settings file, and at what netsetup made of the machine
 
 
 class KubeTunnel:
@@ -42,7 +47,11 @@ class KubeTunnel:
         relays = Relays()
         gate = Gate(self.router, upstreams, relays)
         self.listening = Listening()
+        self.naming = Naming(self.clusters, upstreams.virtual)
+        self.forwards = ConfiguredForwards(self.clusters)
         self.addons = [self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams)]
+        self.machine_state: Path = DEFAULT_STATE
+        self._told = ""
         self._sources: SettingSources | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -110,10 +119,23 @@ class KubeTunnel:
 
     async def _look(self) -> None:
         while self._sources is not None:
+            await self.naming.apply(plan_naming(self.settings, self._machine()))
+            await self.forwards.apply(self.settings.forwards, self.settings.forward.ip, self.settings.retry)
             await asyncio.sleep(LOOK_INTERVAL_S)
             self._sources.look()
 
+    def _machine(self) -> State | None:
+        try:
+            return read_state(self.machine_state)
+        except StateError as e:
+            if str(e) != self._told:
+                self._told = str(e)
+                logger.warning("%s", e)
+            return None
+
     async def _end(self) -> None:
+        await self.forwards.aclose()
+        await self.naming.aclose()
         await self.clusters.aclose()
         if self.demo is not None:
             await self.demo.aclose()

@@ -6,13 +6,15 @@ A source's value is checked here and becomes an option of mitmproxy (`option_val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from ipaddress import ip_address, ip_network
 from typing import Any, get_type_hints
 
 from kubetunnel.core.durations import EXPECTED, format_duration, parse_duration
 from kubetunnel.core.names import zone_is_valid
 from kubetunnel.core.settings import Setting, Settings, ZoneSettings, every_setting
+from kubetunnel.forward_specs import parse_entry
 from kubetunnel.service_specs import parse_services, spec_of
 
 type OptionValue = str | int | bool | list[str]
@@ -102,8 +104,9 @@ def settings_from(values: Mapping[str, OptionValue], sources: Mapping[str, str] 
 
 
 def _final(setting: Setting, value: OptionValue) -> Any:
-    if setting.path == "cluster.zone" and not zone_is_valid(str(value)):
-        raise ValueError(f"{value!r} is not {setting.takes}")
+    for item in value if isinstance(value, list) else [value] if value != "" or setting.default is not None else []:
+        if setting.form and not _FORMS[setting.form](str(item)):
+            raise ValueError(f"{item!r} is not {_SINGULAR.get(setting.form, setting.takes)}")
     if isinstance(value, list):
         return _LISTS.get(setting.path, tuple)(value)
     if setting.kind == "duration":
@@ -123,7 +126,33 @@ def _zones(items: Sequence[str]) -> tuple[ZoneSettings, ...]:
     return tuple(zones)
 
 
-_LISTS: dict[str, Any] = {"services": parse_services, "zones": _zones}
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_prefix(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return "/" in text
+
+
+_FORMS: dict[str, Callable[[str], bool]] = {"zone": zone_is_valid, "address": _is_address, "prefix": _is_prefix}
+_SINGULAR = {"prefix": "a prefix such as 10.8.0.0/24"}
+
+
+def _forwards(items: Sequence[str]) -> tuple[str, ...]:
+    for item in items:
+        parse_entry(item)
+    return tuple(items)
+
+
+_LISTS: dict[str, Any] = {"services": parse_services, "zones": _zones, "forwards": _forwards}
 
 
 def _build(section: type, prefix: str, values: Mapping[str, Any]) -> Any:

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 from google.protobuf import wrappers_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.contract.test_protocols import ca_file
+from tests.proxy.loopback import connect
 from tests.tunnel import Tunnel
 
 LIMIT_S = 10.0
@@ -64,6 +68,44 @@ WAYS = {
 }
 
 
+class PlainClient:
+    """HTTP/2 without gRPC's own ideas: a client that sends what it is told to and waits for as long as it takes."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self.socket = connect(tunnel.port)
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.h2.initiate_connection()
+        self.body = b""
+        self.trailers: dict[str, str] = {}
+        self.reset = False
+
+    def call(self, path: str, authority: str, *fields: tuple[str, str]) -> int:
+        pseudo = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", authority)]
+        stream_id = self.h2.get_next_available_stream_id()
+        self.h2.send_headers(stream_id, [*pseudo, ("content-type", "application/grpc"), ("te", "trailers"), *fields])
+        return stream_id
+
+    def until(self, happened: Callable[[], object]) -> None:
+        """Sends what waits, and reads until then."""
+        while not happened():
+            self.socket.sendall(self.h2.data_to_send())
+            data = self.socket.recv(1 << 16)
+            assert data, "the connection ended"
+            for event in self.h2.receive_data(data):
+                if isinstance(event, h2.events.DataReceived):
+                    self.body += event.data
+                elif isinstance(event, h2.events.TrailersReceived):
+                    self.trailers = {str(name): str(value) for name, value in event.headers}
+                elif isinstance(event, h2.events.StreamReset):
+                    self.reset = True
+
+    def __enter__(self) -> PlainClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
 @pytest.fixture(params=WAYS)
 def echo(tunnel: Tunnel, request: pytest.FixtureRequest) -> Iterator[Echo]:
     with open_channel(tunnel, **WAYS[request.param]) as channel:
@@ -82,6 +124,14 @@ def test_unary_with_metadata_both_ways(echo: Echo) -> None:
     assert answer.value == "héllo"
     assert dict(call.initial_metadata())["x-pod"].startswith("echo-")
     assert call.code() is grpc.StatusCode.OK
+
+
+def test_a_port_whose_name_tells_nothing(tunnel: Tunnel) -> None:
+    """9090 of a headless Service that has not got it: the pod has, and is asked what it speaks."""
+    with open_channel(tunnel, "echo-sts-0.echo-sts.demo.svc.cluster.local:9090") as channel:
+        answer, call = Echo(channel).unary.with_call(String(value="x"), timeout=LIMIT_S)
+        assert answer.value == "x"
+        assert dict(call.initial_metadata())["x-pod"] == "echo-sts-0"
 
 
 def test_server_stream(echo: Echo) -> None:
@@ -132,7 +182,21 @@ def test_a_thousand_calls_on_one_channel(clear: Echo) -> None:
         assert [call.result().value for call in calls] == [str(start + i) for i in range(50)]
 
 
-def test_the_deadline_is_the_callers(clear: Echo) -> None:
+def test_the_deadline_reaches_the_pod(tunnel: Tunnel) -> None:
+    """The client here enforces nothing, and the tunnel nothing after the headers: it is the pod that ends the call."""
+    message = b"\x00" + (4).to_bytes(4) + String(value="hi").SerializeToString()
+    started = time.monotonic()
+    with PlainClient(tunnel) as client:
+        stream_id = client.call("/echo.v1.Echo/Bidi", "echo.demo:9090", ("grpc-timeout", "1S"))
+        client.h2.send_data(stream_id, message)
+        client.until(lambda: client.body == message)
+        assert time.monotonic() - started < 0.9
+        client.until(lambda: client.trailers or client.reset)
+    assert 0.9 < time.monotonic() - started < 5
+    assert client.trailers.get("grpc-status") == "4" or client.reset, client.trailers
+
+
+def test_a_deadline_before_the_headers_is_told(clear: Echo) -> None:
     """A call that the pod never answers: `Bidi` without a message."""
     requests: queue.Queue[String | None] = queue.Queue()
     started = time.monotonic()
@@ -144,6 +208,7 @@ def test_the_deadline_is_the_callers(clear: Echo) -> None:
 
 
 def test_cancelling_leaves_the_channel_usable(clear: Echo) -> None:
+    """That the pod learns of it is in tests/proxy/test_grpc_fidelity.py: the demo's pods cannot tell."""
     requests: queue.Queue[String | None] = queue.Queue()
     call = clear.bidi(iter(requests.get, None), timeout=LIMIT_S)
     requests.put(String(value="x"))

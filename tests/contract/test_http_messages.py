@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +106,31 @@ def test_a_client_that_has_finished_sending_gets_its_answer(tunnel: Tunnel) -> N
         answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b'"path":"/delay"' in answer.replace(b" ", b"")
+
+
+CALLS_AS_HTTP = pytest.mark.parametrize(
+    "content_type",
+    ["application/grpc-web+proto", "application/grpc-web-text", "application/connect+proto", "application/proto"],
+)
+
+
+@VERSIONS
+@CALLS_AS_HTTP
+def test_grpc_web_and_connect_pass_as_http(tunnel: Tunnel, tmp_path: Path, version: str, content_type: str) -> None:
+    message = b"\x00\x00\x00\x00\x04\x0a\x02hi\x80\x00\xff"
+    (tmp_path / "message").write_bytes(message)
+    fields = ["-H", f"Content-Type: {content_type}", "-H", "Connect-Protocol-Version: 1", "-H", "X-Grpc-Web: 1"]
+    answer = tunnel.get("echo.demo", "/s.v1.S/Call", version, *fields, "--data-binary", f"@{tmp_path / 'message'}")
+    seen = answer.json
+    assert seen["body_sha256"] == hashlib.sha256(message).hexdigest()
+    assert (seen["method"], seen["path"]) == ("POST", "/s.v1.S/Call")
+    assert seen["headers"]["Content-Type"] == [content_type]
+    assert seen["headers"]["Connect-Protocol-Version"] == seen["headers"]["X-Grpc-Web"] == ["1"]
+
+
+@VERSIONS
+@CALLS_AS_HTTP
+def test_grpc_web_and_connect_are_refused_as_http(tunnel: Tunnel, version: str, content_type: str) -> None:
+    answer = tunnel.get("nothere.demo", "/s.v1.S/Call", version, "-H", f"Content-Type: {content_type}", "-d", "x")
+    assert (answer.status, answer.reason) == (404, "ServiceNotFound")
+    assert answer.json["reason"] == "ServiceNotFound"

@@ -17,7 +17,7 @@ async def find(self: Router, name: Name, request: PortRequest, **more: Any) -> D
     return await _find(self, name, request, **more)
 
 
-async def open_upstream(self: Router, *_: Any) -> None:
+async def open_upstream(self: Router, *_: Any, **__: Any) -> None:
     raise ZeroDivisionError("another defect")
 
 

@@ -17,6 +17,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HTTPMode
 
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.layer import HttpPolicy, KubeHttpLayer
 
 # those of mitmproxy's Proxyserver that its HTTP layers ask for
@@ -51,6 +52,7 @@ class Playbook:
         h2_upstream: bool = False,
         policy: HttpPolicy | None = None,
         open_at_once: bool = True,
+        lanes: Lanes | None = None,
         **hooks: Hook,
     ) -> None:
         options = Options()
@@ -69,6 +71,7 @@ class Playbook:
         self.sent: dict[Connection, bytearray] = {}
         self.closed: list[Connection] = []
         self.half_closed: list[Connection] = []
+        self.aborted: list[Client] = []
         self.paused: set[Connection] = set()
         self.wakeups: list[commands.RequestWakeup] = []
         self._due_s: dict[commands.RequestWakeup, float] = {}
@@ -78,8 +81,9 @@ class Playbook:
         self.stream_errors: dict[Connection, KubeTunnelError] = {}
         self._queue: deque[events.Event] = deque()
         self.layer = KubeHttpLayer(
-            Context(self.client, options), HTTPMode.regular, self, policy, reading=self, clock=lambda: self.now_s
-        )
+            Context(self.client, options), HTTPMode.regular, self, policy, self, self.aborted.append,
+            lambda: self.now_s, lanes,
+        )  # fmt: skip
         self.feed(events.Start())
 
     # Failures and Reading
@@ -95,6 +99,9 @@ class Playbook:
 
     def resume(self, connection: Connection) -> None:
         self.paused.discard(connection)
+
+    def may_have_departed(self, client: Client) -> bool:
+        return True
 
     # events
 

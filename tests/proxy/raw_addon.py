@@ -62,7 +62,8 @@ class Door:
 
     def __init__(self) -> None:
         self.names = LoopbackNames()
-        self.relays = Relays(show_interval_s=0.05, half_closed_silence_s=float(os.environ.get("RAW_SILENCE_S", "30")))
+        silence_s = float(os.environ.get("RAW_SILENCE_S", "30"))
+        self.relays = Relays(show_interval_s=0.05, half_closed_silence_s=silence_s, stalled_silence_s=silence_s)
         self.addons = [self.names, self.relays]
 
     def client_connected(self, client: Client) -> None:

@@ -121,3 +121,47 @@ def test_server_that_closes_unheard_leaves_the_client_a_moment_to_ask() -> None:
     book.woken()
     assert protocol(book) is Protocol.RAW
     assert recorder(book).kinds() == [events.Start, events.ConnectionClosed]
+
+
+SETTINGS = bytes.fromhex("000012 04 00 00000000 0003 00000080 0004 00010000 0005 00ffffff")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 9, len(SETTINGS)])
+def test_http2_settings_are_no_speech_of_a_server(size: int) -> None:
+    book = playbook(known=True)
+    book.from_server(SETTINGS[:size])
+    assert protocol(book) is None
+    book.from_client(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert protocol(book) is Protocol.HTTP2
+    assert recorder(book).data(book.context.server) == SETTINGS[:size]
+    silent = playbook(known=True)
+    silent.from_server(SETTINGS[:size])
+    silent.woken()
+    assert protocol(silent) is Protocol.RAW
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        b"> ",
+        b"\x0a",
+        b"\x4a\x00\x00\x00\x0a8.0.36\x00",  # MySQL's: length, sequence number, version
+        b"\x00\x00\x12\x05",
+        b"\x00\x00\x12\x04\x00\x00\x00\x00\x01",
+    ],
+)
+def test_other_servers_that_speak_first_are_raw_at_once(greeting: bytes) -> None:
+    book = playbook(known=True)
+    book.from_server(greeting)
+    assert protocol(book) is Protocol.RAW
+
+
+def test_a_client_that_waits_for_a_server_that_did_not_open_is_told_so() -> None:
+    context = make_context()
+    context.server.address = ("db.shop", 5432)
+    context.server.error = "refused"
+    book = Playbook(FirstBytesLayer(context), lambda data: Recorder(data.context))
+    book.start()
+    assert protocol(book) is None
+    book.woken()
+    assert protocol(book) is Protocol.RAW

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -41,12 +42,22 @@ class Recorder:
         finally:
             self.cancelled.set()
 
+    async def talk(self, requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            yield request
+
+    async def hang(self, _request: bytes, _context: Any) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
     def handler(self) -> grpc.GenericRpcHandler:
         return grpc.method_handlers_generic_handler(
             "test.Recorder",
             {
                 "Call": grpc.unary_unary_rpc_method_handler(self.call),
                 "Wait": grpc.unary_stream_rpc_method_handler(self.wait),
+                "Talk": grpc.stream_stream_rpc_method_handler(self.talk),
+                "Hang": grpc.unary_unary_rpc_method_handler(self.hang),
             },
         )
 
@@ -126,10 +137,32 @@ async def test_a_deadline_that_passes_reaches_the_pod(recorder: Recorder, channe
 
 
 async def test_a_pod_that_vanishes_in_a_stream(sim: SimCluster, recorder: Recorder, channel: grpc.aio.Channel) -> None:
+    """Headers and a message have come, and the client is told what may be tried again."""
     call = channel.unary_stream("/test.Recorder/Wait")(b"", timeout=LIMIT_S)
     assert await call.read() == b"first"
     sim.faults.cut()
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call.read()
-    assert failed.value.code() is not grpc.StatusCode.OK
+    assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert dict(failed.value.trailing_metadata())["x-kube-tunnel-error"] == "UpstreamReset"
     assert await channel.unary_unary("/test.Recorder/Call")(b"again", timeout=LIMIT_S) == b"again"
+
+
+async def test_a_stream_that_is_silent_before_its_headers_outlives_the_default(
+    recorder: Recorder, sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A server sends its headers with its first message, and this one waits for the client's."""
+    options = ["--set", "kube_grpc_timeout=1s"]
+    tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
+    channel_options = [("grpc.default_authority", "recorder.demo"), ("grpc.enable_http_proxy", 0)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{tunnel.port}", channel_options) as channel:
+        talk = channel.stream_stream("/test.Recorder/Talk")()
+        hang = channel.unary_unary("/test.Recorder/Hang")(b"")
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await hang
+        assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED, "which a call that has sent all is"
+        async with asyncio.timeout(LIMIT_S):
+            await talk.write(b"late")
+            assert await talk.read() == b"late"
+            await talk.done_writing()
+            assert await talk.code() is grpc.StatusCode.OK

@@ -7,8 +7,12 @@ import pytest
 from h2.errors import ErrorCodes
 from hyperframe.frame import GoAwayFrame
 
+from kubetunnel.core.errors import UpstreamReset
 from kubetunnel.proxy.http.h2_connection import HIGH_WATER_BYTES
 from kubetunnel.proxy.http.h2_library import STREAM_WINDOW_BYTES
+from kubetunnel.proxy.http.layer import HttpPolicy
+from kubetunnel.proxy.http.request import ExchangePolicy
+from kubetunnel.proxy.http.upstream_side import IDLE_TIMEOUT_S
 from tests.proxy.http_playbook import H2Peer, Playbook, stream_bodies
 
 GRPC = ("content-type", "application/grpc")
@@ -236,6 +240,173 @@ def test_an_upstream_that_ends_is_told_to_each_of_its_streams() -> None:
     assert [e.stream_id for e in peer.of(h2.events.StreamReset)] == [begun]
     assert peer.status(waiting) == "502"
     assert leftovers(book) == []
+
+
+def test_a_call_that_loses_its_pod_after_the_headers_ends_with_a_status() -> None:
+    """RST_STREAM would be INTERNAL to gRPC clients, which nobody retries."""
+    book, peer = h2_book()
+    unary = peer.request("/s/unary", GRPC, method="POST", body=b"in")
+    stream = peer.request("/s/bidi", GRPC, method="POST", body=b"in", end=False)
+    pod = pod_of(book)
+    for number in (1, 3):
+        pod.respond(number, GRPC, end=False)
+        pod.h2.send_data(number, b"begun")
+    pod.flush()
+    book.stream_errors[book.upstreams[0]] = UpstreamReset("The pod was deleted.", command="kubectl get pod")
+    book.upstream_closes()
+    peer.flush()
+    for call in (unary, stream):
+        assert peer.body(call) == b"begun"
+        (trailers,) = peer.of(h2.events.TrailersReceived, call)
+        assert dict(trailers.headers) == {
+            "grpc-status": "14",
+            "grpc-message": "The pod was deleted. See: kubectl get pod",
+            "x-kube-tunnel-error": "UpstreamReset",
+        }
+    assert not peer.of(h2.events.StreamReset)
+    assert book.hook_names.count("error") == 2
+    peer.h2.send_data(stream, b"more", end_stream=True)
+    peer.flush()
+    assert leftovers(book) == []
+
+
+def test_a_plain_response_that_loses_its_pod_is_reset() -> None:
+    book, peer = h2_book()
+    get = peer.request()
+    pod = pod_of(book)
+    pod.respond(1, end=False)
+    pod.h2.send_data(1, b"begun")
+    pod.flush()
+    book.upstream_closes()
+    peer.flush()
+    assert [e.stream_id for e in peer.of(h2.events.StreamReset)] == [get]
+    assert not peer.of(h2.events.StreamEnded)
+
+
+def connect(peer: H2Peer, *fields: tuple[str, str]) -> int:
+    stream_id = peer.h2.get_next_available_stream_id()
+    peer.h2.config.validate_outbound_headers = False  # the library knows of no CONNECT (RFC 9113 section 8.5)
+    peer.h2.send_headers(stream_id, [(":method", "CONNECT"), (":authority", "db.shop:5432"), *fields])
+    peer.flush()
+    return stream_id
+
+
+@pytest.mark.parametrize("fields", [(), ((":scheme", "http"), (":path", "/"), (":protocol", "websocket"))])
+def test_connect_is_refused_and_the_connection_goes_on(fields: tuple[tuple[str, str], ...]) -> None:
+    book, peer = h2_book()
+    before = peer.request("/before")
+    tunnel = connect(peer, *fields)
+    assert peer.status(tunnel) == "501"
+    assert peer.fields(tunnel)["x-kube-tunnel-error"] == "NotForwardable"
+    assert peer.of(h2.events.StreamEnded, tunnel)
+    after = peer.request("/after")
+    pod = pod_of(book)
+    pod.respond(1)
+    pod.respond(3)
+    peer.flush()
+    assert [peer.status(s) for s in (before, after)] == ["200", "200"]
+    peer.h2.reset_stream(tunnel, ErrorCodes.CANCEL)
+    peer.flush()
+    assert leftovers(book) == []
+    assert not book.closed
+
+
+def test_forty_requests_of_a_lost_upstream_share_the_next_one() -> None:
+    book, peer = h2_book()
+    calls = [peer.request(f"/{n}") for n in range(40)]
+    pod = book.h2_server()
+    pod.flush()
+    go_away(pod, 0)
+    assert len(book.upstreams) == 2
+    new = pod_of(book)
+    assert len(new.of(h2.events.RequestReceived)) == 40
+    for number in range(40):
+        new.respond(2 * number + 1)
+    peer.flush()
+    assert [peer.status(call) for call in calls] == ["200"] * 40
+    assert len(book.upstreams) == 2
+
+
+def test_forty_requests_whose_used_upstream_ends_share_the_next_one() -> None:
+    book, peer = h2_book()
+    first = peer.request("/first")
+    pod = pod_of(book)
+    pod.respond(1)
+    calls = [peer.request(f"/{n}") for n in range(40)]
+    pod.flush()
+    book.upstream_closes()
+    assert len(book.upstreams) == 2
+    new = pod_of(book)
+    for number in range(40):
+        new.respond(2 * number + 1)
+    peer.flush()
+    assert [peer.status(call) for call in (first, *calls)] == ["200"] * 41
+
+
+def test_an_upstream_that_serves_nobody_is_closed_after_a_while() -> None:
+    book, peer = h2_book()
+    short, long = peer.request("/short"), peer.request("/long")
+    pod = pod_of(book)
+    pod.respond(1)
+    book.pass_time(10 * IDLE_TIMEOUT_S)
+    assert not book.closed, "it still has a stream"
+    pod.respond(3)
+    book.pass_time(IDLE_TIMEOUT_S - 1)
+    between = peer.request("/between")
+    pod.flush()
+    book.pass_time(2)
+    pod.respond(5)
+    book.pass_time(IDLE_TIMEOUT_S - 1)
+    assert not book.closed
+    book.pass_time(1)
+    assert book.closed == book.upstreams
+    peer.flush()
+    assert [peer.status(s) for s in (short, long, between)] == ["200"] * 3
+    peer.request("/again")
+    assert len(book.upstreams) == 2
+
+
+def test_a_request_that_goes_while_it_waits_leaves_the_upstream_to_those_on_it() -> None:
+    book = Playbook(h2_client=True, h2_upstream=True, open_at_once=False)
+    peer = book.h2_client()
+    long, gone = peer.request("/long"), peer.request("/gone")
+    peer.h2.reset_stream(gone, ErrorCodes.CANCEL)
+    peer.flush()
+    book.opened()
+    pod = pod_of(book)
+    book.pass_time(IDLE_TIMEOUT_S)
+    assert not book.closed
+    pod.respond(1)
+    peer.flush()
+    assert peer.status(long) == "200"
+    book.pass_time(IDLE_TIMEOUT_S)
+    assert book.closed == book.upstreams
+
+
+def test_a_silent_stream_outlives_every_limit() -> None:
+    """An hour without a byte, with the limits that a tunnel has: a call, an event stream, an open request."""
+    limits = HttpPolicy(ExchangePolicy(response_header_timeout_s=30.0, grpc_timeout_s=30.0))
+    hooks = {"requestheaders": stream_bodies, "responseheaders": stream_bodies}
+    book = Playbook(h2_client=True, h2_upstream=True, policy=limits, **hooks)
+    peer = book.h2_client()
+    unanswered = peer.request("/s/bidi", GRPC, method="POST", body=b"in", end=False)
+    watch = peer.request("/s/watch", GRPC, method="POST", body=b"in")
+    events = peer.request("/events")
+    pod = pod_of(book)
+    pod.respond(3, GRPC, end=False)
+    pod.respond(5, ("content-type", "text/event-stream"), end=False)
+    for _ in range(120):
+        book.pass_time(30)
+    pod.flush()
+    assert not book.closed
+    assert not pod.of(h2.events.PingReceived), "gRPC servers end connections of those who ping too often"
+    assert not pod.of(h2.events.StreamReset)
+    pod.respond(1, GRPC, end=False)
+    for number in (1, 3, 5):
+        pod.h2.send_data(number, b"late", end_stream=True)
+    pod.flush()
+    peer.flush()
+    assert [peer.body(s) for s in (unanswered, watch, events)] == [b"late"] * 3
 
 
 def test_streams_beyond_the_pods_limit_wait_and_all_are_served() -> None:

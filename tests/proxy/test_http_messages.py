@@ -8,6 +8,7 @@ import h2.events
 import pytest
 from mitmproxy import http
 
+from kubetunnel.proxy.http.h1_server import LINGER_S
 from tests.proxy.http_playbook import Playbook, stream_bodies
 
 GET = b"GET / HTTP/1.1\r\nHost: api.shop\r\n\r\n"
@@ -314,15 +315,24 @@ def test_an_early_answer_does_not_wait_for_the_rest_of_the_request() -> None:
     assert not book.layer.streams
 
 
-def test_websocket_and_other_upgrades_become_pipes() -> None:
+@pytest.mark.parametrize("status", [401, 417])
+def test_a_refused_body_and_a_close_end_the_connection(status: int) -> None:
+    book = streamed()
+    book.from_client(EXPECTING)
+    response = b"HTTP/1.1 %d No\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status
+    book.from_upstream(response)
+    assert book.to_client() == response
+    assert book.half_closed == [book.client], "it might be sending the body already, so no whole close yet"
+    book.pass_time(LINGER_S)
+    assert book.client in book.closed
+    assert not book.layer.streams
+
+
+def test_what_is_no_request_is_waited_for_but_not_for_ever() -> None:
     book = Playbook()
-    book.from_client(GET[:-2] + b"Connection: Upgrade\r\nUpgrade: spdy/9\r\n\r\n")
-    book.from_upstream(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: spdy/9\r\n\r\nfirst")
-    assert book.to_client().endswith(b"\r\n\r\nfirst")
-    book.to_upstream()
-    book.from_client(b"ping")
-    assert book.to_upstream() == b"ping"
-    book.upstream_closes()
+    book.from_client(b"nonsense\r\n\r\n")
+    assert book.client not in book.closed
+    book.pass_time(LINGER_S)
     assert book.client in book.closed
 
 
@@ -379,3 +389,33 @@ def test_an_http2_request_without_body_has_a_length_in_http1() -> None:
     book = Playbook(h2_client=True)
     book.h2_client().request(method="POST")
     assert book.to_upstream() == b"POST / HTTP/1.1\r\nHost: api.shop\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("te", "passed"), [(b"gzip, Trailers", "trailers"), (b"gzip", None), (b"trailers", "trailers")]
+)
+def test_fields_of_one_connection_do_not_pass_into_http2(te: bytes, passed: str | None) -> None:
+    book = Playbook(h2_upstream=True)
+    book.from_client(
+        GET[:-2] + b"TE: %s\r\nConnection: TE, X-Hop, keep-alive, Host\r\nX-Hop: 1\r\nX-End: 2\r\n"
+        b"Keep-Alive: timeout=5\r\n\r\n" % te
+    )  # fmt: skip
+    pod = book.h2_server()
+    pod.flush()
+    headers = dict(pod.of(h2.events.RequestReceived)[0].headers)
+    assert headers.get("te") == passed
+    assert headers[":authority"] == "api.shop"
+    assert {"x-hop", "connection", "keep-alive"}.isdisjoint(headers)
+    assert headers["x-end"] == "2"
+    assert "X-Hop" in book.flows[0].request.headers, "the flow shows what the client sent"
+
+
+def test_fields_of_one_connection_do_not_pass_back_into_http2() -> None:
+    book = Playbook(h2_client=True)
+    peer = book.h2_client()
+    call = peer.request()
+    book.from_upstream(b"HTTP/1.1 200 OK\r\nConnection: x-hop\r\nX-Hop: 1\r\nX-End: 2\r\nContent-Length: 0\r\n\r\n")
+    peer.flush()
+    fields = peer.fields(call)
+    assert fields["x-end"] == "2"
+    assert {"x-hop", "connection"}.isdisjoint(fields)

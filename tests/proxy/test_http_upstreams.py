@@ -235,7 +235,7 @@ def test_a_response_that_could_smuggle_another_is_refused() -> None:
 
 # how long a response may take
 
-TIMEOUT = HttpPolicy(ExchangePolicy(response_header_timeout_s=5.0, grpc_timeout_s=7.0))
+TIMEOUT = HttpPolicy(ExchangePolicy(response_header_timeout_s=5.0, grpc_timeout_s=7.0), idle_timeout_s=None)
 
 
 def test_response_headers_that_do_not_come_are_a_timeout() -> None:
@@ -286,11 +286,11 @@ def test_many_requests_do_not_pile_up_timers() -> None:
     assert b" 504 " in book.to_client()
 
 
-@pytest.mark.parametrize(("fields", "timeout_s"), [((("grpc-timeout", "300m"),), 0.3), ((), 7.0)])
-def test_a_call_has_its_own_deadline(fields: tuple[tuple[str, str], ...], timeout_s: float) -> None:
+@pytest.mark.parametrize(("fields", "timeout_s", "end"), [((("grpc-timeout", "300m"),), 0.3, False), ((), 7.0, True)])
+def test_a_call_has_its_own_deadline(fields: tuple[tuple[str, str], ...], timeout_s: float, end: bool) -> None:
     book = Playbook(h2_client=True, h2_upstream=True, policy=TIMEOUT, requestheaders=stream_bodies)
     peer = book.h2_client()
-    call = peer.request("/s/m", ("content-type", "application/grpc"), *fields, method="POST", body=b"12345", end=False)
+    call = peer.request("/s/m", ("content-type", "application/grpc"), *fields, method="POST", body=b"12345", end=end)
     pod = book.h2_server()
     pod.flush()
     assert [w.delay for w in book.wakeups] == [timeout_s]
@@ -300,6 +300,22 @@ def test_a_call_has_its_own_deadline(fields: tuple[tuple[str, str], ...], timeou
     pod.flush()
     assert [type(e).__name__ for e in pod.events if "Reset" in type(e).__name__] == ["StreamReset"]
     assert not book.closed
+
+
+def test_a_call_whose_client_goes_on_sending_has_no_deadline_but_its_own() -> None:
+    """Many servers send their headers with their first message only."""
+    book = Playbook(h2_client=True, h2_upstream=True, policy=TIMEOUT, requestheaders=stream_bodies)
+    peer = book.h2_client()
+    call = peer.request("/s/m", ("content-type", "application/grpc"), method="POST", body=b"12345", end=False)
+    pod = book.h2_server()
+    pod.flush()
+    book.pass_time(3600)
+    peer.h2.end_stream(call)
+    peer.flush()
+    assert [w.delay for w in book.wakeups] == [7.0]
+    pod.respond(1, ("content-type", "application/grpc"), ("grpc-status", "0"))
+    peer.flush()
+    assert peer.fields(call)["grpc-status"] == "0"
 
 
 # what users of mitmproxy do

@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +336,40 @@ def test_a_server_that_does_not_read_holds_back_the_client(proxy: Tunnel) -> Non
         client.shutdown(socket.SHUT_WR)
         assert ENDED_NOW.wait(loopback.TIMEOUT_S)
     assert int(ENDED[0]) == sent
+
+
+def stalled(proxy: Tunnel) -> socket.socket:
+    """A client whose server reads nothing, and whose bytes fill all that lies between."""
+    client = socks5(proxy.port, "slow.shop")
+    client.settimeout(1)
+    with pytest.raises(TimeoutError):
+        for _ in range(256):
+            client.send(bytes(MIB))
+    return client
+
+
+@pytest.mark.parametrize(
+    ("leave", "error"),
+    [(socket.socket.close, "The client went away"), (loopback.reset, "The client reset the connection.")],
+)
+def test_a_client_that_leaves_while_the_server_does_not_read(
+    proxy: Tunnel, leave: Callable[[socket.socket], None], error: str
+) -> None:
+    client = stalled(proxy)
+    client_port = port_of(client)
+    leave(client)
+    assert flow_of(proxy, client_port, "error")["error"].startswith(error)
+    READ_NOW.set()
+    assert ENDED_NOW.wait(loopback.TIMEOUT_S)
+
+
+def test_what_a_client_has_sent_before_it_left_arrives_at_a_slow_server(proxy: Tunnel) -> None:
+    client = socks5(proxy.port, "slow.shop")
+    client.sendall(bytes(2 * MIB))
+    client.close()
+    READ_NOW.set()
+    assert ENDED_NOW.wait(loopback.TIMEOUT_S)
+    assert int(ENDED[0]) == 2 * MIB
 
 
 def resident_kib(proxy: Tunnel) -> int:

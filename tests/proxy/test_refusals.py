@@ -9,7 +9,7 @@ from mitmproxy import http
 
 from kubetunnel.core import errors
 from kubetunnel.core.errors import KubeTunnelError
-from kubetunnel.proxy.refusals import CODES, refusal
+from kubetunnel.proxy.refusals import CODES, explain, refusal
 
 CONTRACT = [
     ("NotAServiceName", 400, 3, 4),
@@ -83,3 +83,19 @@ def test_the_answer_to_head_has_no_body() -> None:
     head = request()
     head.method = "HEAD"
     assert refusal(errors.Timeout("late"), head).content == b""
+
+
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        (errors.ConnectionRefused("x"), "kubectl --context a -n shop get pod api-0 -o wide"),
+        (errors.UpstreamReset("x"), "kubectl --context a -n shop logs api-0 --all-containers --tail=20"),
+        (errors.UpstreamProtocol("x"), "kubectl --context a -n shop logs api-0 --all-containers --tail=20"),
+        (errors.Timeout("x"), "kubectl --context a -n shop logs api-0 --all-containers --tail=20"),
+        (errors.Timeout("x", command="another"), "another"),
+        (errors.ClusterUnreachable("x"), None),
+    ],
+)
+def test_a_failure_of_a_pod_is_explained(error: KubeTunnelError, command: str | None) -> None:
+    explain(error, kubectl="kubectl --context a", namespace="shop", pod="api-0")
+    assert error.command == command

@@ -15,16 +15,19 @@ from typing import Any
 import click
 
 from kubetunnel import __version__
-from kubetunnel.core.settings import Setting, every_setting
+from kubetunnel.core.settings import Setting, Settings, every_setting
 from kubetunnel.setting_sources import read_sources
-from kubetunnel.setting_values import Problem, SettingsError, option_value
+from kubetunnel.setting_values import OptionValue, Problem, SettingsError, option_value, settings_from
 
 _SUBCOMMANDS = {
     "config": "Print the settings in force and where each comes from.",
     "addon-path": "Print the path of the addon script, for mitmdump -s.",
+    "forward": "Listen on local ports for a Service, a Pod or a Deployment.",
+    "netsetup": "Set the machine's network up or down (needs root).",
     "ca": "Where the certificate authority is, and how to trust it.",
 }
 _FLAGS = {setting.flag: setting for setting in every_setting() if setting.flag}
+_DEFAULT_PORT = 8080  # mitmproxy's
 _MISTAKE = 2  # the exit status of a usage error, as click's
 
 
@@ -94,7 +97,9 @@ def _start(ctx: click.Context, /, **given: Any) -> None:
     if ctx.invoked_subcommand is not None:
         return
     flags = {setting: given[_name(setting)] for setting in _FLAGS.values()}
-    _check({setting: value for setting, value in flags.items() if value not in (None, ())}, given["config"])
+    _at_home()
+    given_flags = {setting: value for setting, value in flags.items() if value not in (None, ())}
+    settings = _settings(given_flags, given["config"])
     arguments = ["-s", str(addon_path())]
     for setting, value in flags.items():
         for item in value if isinstance(value, tuple) else [] if value is None else [value]:
@@ -107,25 +112,47 @@ def _start(ctx: click.Context, /, **given: Any) -> None:
     for flag in ("verbose", "quiet"):
         arguments += [f"--{flag}"] if given[flag] else []
     arguments += ["-p", str(given["port"])] if given["port"] is not None else []
-    sys.exit(run_mitmproxy(given["program"] or "mitmdump", [*_cluster(given), *arguments, *(ctx.obj or [])]))
+
+    def run() -> int:
+        return run_mitmproxy(given["program"] or "mitmdump", [*_cluster(given), *arguments, *(ctx.obj or [])])
+
+    if settings.network.virtual:
+        from kubetunnel.cli.virtual import run_with_network
+
+        sys.exit(run_with_network(settings, given["port"] or _DEFAULT_PORT, run))
+    sys.exit(run())
 
 
-def _check(flags: dict[Setting, Any], config: str | None) -> None:
-    """All that is wrong with flags, environment and file, at once; mitmproxy need not be loaded for it."""
+def _at_home() -> None:
+    """Under sudo, settings and kubeconfig are those of the user who called it, whose the tunnel is going to be."""
+    from netsetup.privileges import find_user, invoking_user, is_root
+
+    if is_root() and (user := invoking_user(os.environ)):
+        os.environ["HOME"] = find_user(user).pw_dir
+        os.environ.pop("XDG_CONFIG_HOME", None)
+
+
+def _settings(flags: dict[Setting, Any], config: str | None) -> Settings:
+    """Those of flags, environment and file. Ends the program with all that is wrong in them, at once."""
+    values: dict[str, OptionValue] = {}
     problems: list[Problem] = []
     for setting, value in flags.items():
         try:
-            option_value(setting, list(value) if isinstance(value, tuple) else value)
+            values[setting.path] = option_value(setting, list(value) if isinstance(value, tuple) else value)
         except ValueError as e:
             problems.append(Problem("flag", str(setting.flag), str(e)))
     try:
-        read_sources(os.environ, config or "", chosen_by=("flag", "--config"))
+        found = read_sources(os.environ, config or "", chosen_by=("flag", "--config")).values
     except SettingsError as e:
         problems += e.problems
     if problems:
         for problem in problems:
             click.echo(f"kube-tunnel: {problem}", err=True)
         sys.exit(_MISTAKE)
+    for path, (value, source) in found.items():
+        if path not in values or source.startswith("environment"):
+            values[path] = value
+    return settings_from(values)
 
 
 def _cluster(given: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ class Setting:
     Attributes:
         path: its place in the YAML file, `retry.max`.
         default: a float in seconds where the kind is "duration", a tuple of texts where it is "list".
-        takes: the form of a text or of a list's items, for people.
+        takes: the form of a text or of a list's items, for people; `form` is the one that is checked.
     """
 
     path: str
@@ -34,6 +34,7 @@ class Setting:
     most: float | None = None
     choices: tuple[str, ...] = ()
     takes: str = ""
+    form: Literal["", "zone", "address", "prefix"] = ""
 
     @property
     def option(self) -> str:
@@ -55,7 +56,9 @@ class ClusterSettings:
     context: str | None = _setting(None, "Context of the kubeconfig; none: its current-context.", flag="--context")
     namespace: str | None = _setting(None, "Namespace of short names; none: that of the context.", flag="--namespace")
     # kubelet's --cluster-domain default
-    zone: str = _setting("cluster.local", "The cluster's DNS zone.", takes="a DNS zone such as cluster.local")
+    zone: str = _setting(
+        "cluster.local", "The cluster's DNS zone.", takes="a DNS zone such as cluster.local", form="zone"
+    )
     demo: bool = _setting(False, "Use a simulated cluster, started as a child process.", flag="--demo")
 
 
@@ -106,6 +109,78 @@ class PoolSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DnsSettings:
+    """The DNS server for the clusters' zones, in the tunnel's process."""
+
+    enabled: bool = _setting(True, "Run the DNS server.", flag="--dns")
+    ip: str = _setting(
+        "127.0.0.1", "Where the DNS server listens.", env="KTUN_DNS_IP", flag="--dns-ip", takes="an IP address",
+        form="address",
+    )  # fmt: skip
+    port: int = _setting(
+        5353, "Its port, 0 for a free one.", env="KTUN_DNS_PORT", flag="--dns-port", least=0, most=65535
+    )
+    tcp: bool = _setting(True, "Answer over TCP too.", env="KTUN_DNS_TCP", flag="--dns-tcp")
+    answer: str = _setting(
+        "virtual", "Each name has a virtual IP of its own, or all share the proxy's address.",
+        choices=("virtual", "shared"),
+    )  # fmt: skip
+    ttl_s: float = _setting(5.0, "How long clients may remember an answer.", least=0, most=3600)
+
+
+@dataclass(frozen=True, slots=True)
+class DnsInterfaceSettings:
+    """The interface with the address of the DNS server (netsetup)."""
+
+    ip: str | None = _setting(
+        None, "Its address; none: the first of the first free range, 10.8.0.1.", env="KTUN_VIRTUAL_IP",
+        flag="--virtual-ip", takes="an IP address", form="address",
+    )  # fmt: skip
+    name: str = _setting("kube-dns0", "Its name.", env="KTUN_VIRTUAL_NAME")
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyInterfaceSettings:
+    """The interface that the virtual IPs are routed to (netsetup)."""
+
+    ip: str | None = _setting(
+        None, "Its address; none: the second of the first free range, 10.8.0.2.", env="KTUN_PF_VIRTUAL_IP",
+        takes="an IP address", form="address",
+    )  # fmt: skip
+    name: str = _setting("kube-proxy0", "Its name.", env="KTUN_PF_VIRTUAL_NAME")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """The machine's network: names and addresses for every program, or for those of this user."""
+
+    virtual: bool = _setting(
+        False, "With sudo: set interfaces, redirection and DNS up for the time of the run.", env="KTUN_USE_VIRTUAL",
+        flag="--virtual",
+    )  # fmt: skip
+    loopback: bool = _setting(
+        False, "Without root: each Service that is asked for in DNS listens at a loopback address of its own.",
+        flag="--loopback",
+    )  # fmt: skip
+    ip_ranges: tuple[str, ...] = _setting(
+        ("10.8.0.0/24", "10.9.0.0/24"), "Prefixes for virtual IPs.", env="KTUN_IP_RANGES", takes="prefixes",
+        form="prefix",
+    )  # fmt: skip
+    dns_interface: DnsInterfaceSettings = field(default_factory=DnsInterfaceSettings)
+    proxy_interface: ProxyInterfaceSettings = field(default_factory=ProxyInterfaceSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardSettings:
+    """Local listeners."""
+
+    ip: str = _setting(
+        "127.0.0.1", "Where listeners of `forwards` listen.", env="KTUN_FORWARD_IP", takes="an IP address",
+        form="address",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceSettings:
     """What the user knows of a Service better than its object says.
 
@@ -146,6 +221,12 @@ class Settings:
     http: HttpSettings = field(default_factory=HttpSettings)
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
+    dns: DnsSettings = field(default_factory=DnsSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    forward: ForwardSettings = field(default_factory=ForwardSettings)
+    forwards: tuple[str, ...] = _setting(
+        (), "Local listeners as kubectl port-forward has them.", takes="KIND/NAME [-n NAMESPACE] [LOCAL:]PORT …"
+    )
     services: tuple[ServiceSettings, ...] = _setting(
         (), "What you know of a Service.",
         takes="NAME.NAMESPACE[:PORT] app_protocol=… passthrough=true ca_file=… client_certificate=…",

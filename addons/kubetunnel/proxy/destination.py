@@ -1,4 +1,4 @@
-"""Opens what a client asked for by SOCKS5 or CONNECT, before anybody knows what will be spoken to it.
+"""Opens what a client asked for by a virtual IP, SOCKS5 or CONNECT, before anybody knows what will be spoken to it.
 
 It is opened first, so that the client learns at once of a refusal, and a server that speaks first can.
 """
@@ -12,11 +12,14 @@ from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
 from kubetunnel.proxy.http.failures import Failures
 
 
+def needs_pod(context: Context) -> bool:
+    """Whether a destination is to be opened before it is known what for: recorded answers need no pod."""
+    return not ("server_replay" in context.options and context.options.server_replay)
+
+
 def open_asked_for(context: Context, failures: Failures) -> layer.CommandGenerator[KubeTunnelError | None]:
-    """As `open_destination`, for SOCKS5 and CONNECT; but recorded answers need no pod, and what has none opens it."""
-    if "server_replay" in context.options and context.options.server_replay:
-        return None
-    return (yield from open_destination(context, failures))
+    """As `open_destination`, for SOCKS5 and CONNECT; where it is not needed, the layer that does need it opens it."""
+    return (yield from open_destination(context, failures)) if needs_pod(context) else None
 
 
 def open_destination(context: Context, failures: Failures) -> layer.CommandGenerator[KubeTunnelError | None]:

@@ -12,6 +12,11 @@ from mitmproxy.proxy.context import Context
 
 from kubetunnel.core.first_bytes import Protocol, recognise
 
+# The head of an HTTP/2 SETTINGS frame behind its length (RFC 9113 sections 4.1, 6.5). A server sends one first, maybe
+# before it has heard anything (section 3.4), and it waits for a client all the same
+_SETTINGS = b"\x04\x00\x00\x00\x00\x00"
+_LENGTH_BYTES = 3
+
 # after an undecided beginning such as "G"; long for a client that has more to send, short for one that awaits an answer
 SILENCE_S = 1.0
 
@@ -46,7 +51,7 @@ class FirstBytesLayer(layer.NextLayer):
         known = self.context.server.address is not None
         client_closed = isinstance(event, events.ConnectionClosed) and event.connection == self.context.client
         protocol: Protocol | None
-        if known and (client_closed or self.data_server()):
+        if known and (client_closed or self._server_speaks_first()):
             protocol = Protocol.RAW
         elif client_closed:
             yield commands.CloseConnection(self.context.client)
@@ -55,8 +60,15 @@ class FirstBytesLayer(layer.NextLayer):
             protocol = recognise(self.data_client(), destination_known=known)
         if protocol is not None:
             yield from self._decide(protocol)
-        elif known and not isinstance(event, events.Start):
+        elif known and (not isinstance(event, events.Start) or self.context.server.error):
+            # with an error: nobody speaks first any more, and a client that waits for it is told so
             yield from self._await_silence()
+
+    def _server_speaks_first(self) -> bool:
+        said = self.data_server()
+        head = said[_LENGTH_BYTES:][: len(_SETTINGS)]
+        # 43 settings and more have a longer length; seven are defined
+        return bool(said) and not (b"\0\0".startswith(said[:2]) and _SETTINGS.startswith(head))
 
     def _await_silence(self) -> layer.CommandGenerator[None]:
         # also after a server that closed unheard: a client that is about to ask by HTTP gets an answer for that

@@ -13,6 +13,7 @@ from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.layers.tls import parse_client_hello
 from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode, TransparentMode
+from mitmproxy.utils import human
 
 from kubetunnel.core.catalog import ServicePort
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
@@ -21,6 +22,7 @@ from kubetunnel.core.names import PodName, ServiceName, split_host_port
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http, spoken_at
 from kubetunnel.proxy import bodies
+from kubetunnel.proxy.connection import KubeConnection
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
 from kubetunnel.proxy.http.layer import NO_HOST, HttpPolicy, KubeHttpLayer
 from kubetunnel.proxy.http.request import ExchangePolicy
@@ -28,9 +30,10 @@ from kubetunnel.proxy.mode import KubeMode
 from kubetunnel.proxy.raw.layer import RawLayer
 from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.refusals import own_failure, refusal
+from kubetunnel.proxy.refused import RefusedLayer
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.socks5 import Socks5Layer
-from kubetunnel.proxy.upstreams import Upstreams
+from kubetunnel.proxy.upstreams import Upstreams, port_request
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +49,16 @@ class Gate:
         self._router = router
         self._upstreams = upstreams
         self._relays = relays
+        self._virtual = upstreams.virtual
 
     def client_connected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
         if handler is not None:
             self._upstreams.attach(handler)
             self._relays.attach(handler)
+            if isinstance(client.proxy_mode, KubeMode):
+                accepted = handler.transports[client].writer.get_extra_info("socket")
+                handler.layer.context.server.address = self._virtual.arrived(client, accepted)
 
     async def next_layer(self, data: layer.NextLayer) -> None:
         if data.layer:
@@ -67,13 +74,24 @@ class Gate:
                 data.layer = Socks5Layer(data.context, self._upstreams, self._relays)
             case Protocol.TLS:
                 data.layer = self._tls_layer(data)
+            case Protocol.HTTP1 if self._is_for_a_proxy(data):
+                data.layer = self._raw_layer(data.context)
             case Protocol.HTTP1:
                 data.layer = self._http_layer(data.context)
             case Protocol.HTTP2:
                 await self._settle_http2(data.context)
                 data.layer = self._http_layer(data.context)
             case _:
-                data.layer = RawLayer(data.context, self._upstreams, self._relays)
+                data.layer = self._raw_layer(data.context)
+
+    def _is_for_a_proxy(self, data: FirstBytesLayer) -> bool:
+        """CONNECT at a virtual IP: the Service itself is a proxy, and what follows is not HTTP."""
+        return self._virtual.is_certain(data.context.client) and data.data_client().startswith(b"CONNECT ")
+
+    def _raw_layer(self, context: Context) -> layer.Layer:
+        if error := self._upstreams.take_open_error(context.server):
+            return RefusedLayer(context, error, self._relays)
+        return RawLayer(context, self._upstreams, self._relays)
 
     def _as_mitmproxy_but_with_our_http(self, data: layer.NextLayer) -> None:
         """In mitmproxy's own modes it decides what comes next; HTTP is ours there too, with the same refusals."""
@@ -98,7 +116,13 @@ class Gate:
         )
         mode = mode or (HTTPMode.transparent if context.server.address else HTTPMode.regular)
         return KubeHttpLayer(
-            context, mode, self._upstreams, HttpPolicy(exchange), self._upstreams.readers, self._relays.reset
+            context,
+            mode,
+            self._upstreams,
+            HttpPolicy(exchange, idle_timeout_s=settings.pool.idle_timeout_s),
+            self._upstreams.readers,
+            self._relays.reset,
+            lanes=self._upstreams.lanes,
         )
 
     async def _settle_http2(self, context: Context) -> None:
@@ -115,47 +139,61 @@ class Gate:
 
     def _tls_layer(self, data: FirstBytesLayer) -> layer.Layer:
         context = data.context
+        if context.server.address is None and (destination := self._destination_by_sni(data)):
+            context.server = Server(address=destination)
+            if self._virtual.port(context.client) is not None:
+                return KubeConnection(context)
+        if self._passes_through(context.server):
+            return self._raw_layer(context)
         opened = self._upstreams.opened(context.server)
-        if opened is not None:
-            if opened.destination.settings.passthrough:
-                return RawLayer(context, self._upstreams, self._relays)
-            if opened.destination.spoken.tls:
-                # end to end but for us: what the client offers is offered to the pod
-                server_tls = ServerTLSLayer(context)
-                server_tls.child_layer = ClientTLSLayer(context)
-                return server_tls
-        elif self._passes_through(data):
-            return RawLayer(context, self._upstreams, self._relays)
+        if opened is not None and opened.destination.spoken.tls:
+            # end to end but for us: what the client offers is offered to the pod
+            server_tls = ServerTLSLayer(context)
+            server_tls.child_layer = ClientTLSLayer(context)
+            return server_tls
         return ClientTLSLayer(context)
 
-    def _passes_through(self, data: FirstBytesLayer) -> bool:
-        """Whether the Service in the SNI is one of those whose TLS is not terminated; it is the destination then."""
-        settings = self._router.settings
-        if not any(entry.passthrough for entry in settings.services):
+    def _passes_through(self, server: Server) -> bool:
+        """Whether the TLS of this destination is not terminated; also where it could not be opened."""
+        if (opened := self._upstreams.opened(server)) is not None:
+            return opened.destination.settings.passthrough
+        name = self._router.known_name(server.address[0]) if server.address else None
+        if server.address is None or not isinstance(name, ServiceName | PodName):
             return False
+        service = name if isinstance(name, ServiceName) else name.service
+        return self._router.settings.of_service(service.service, service.namespace, server.address[1]).passthrough
+
+    def _destination_by_sni(self, data: FirstBytesLayer) -> tuple[str, int] | None:
+        """Where the SNI tells the destination before TLS ends here: the port was asked for at the shared address, or it
+        is that of a Service whose TLS passes through."""
+        asked_for = self._virtual.port(data.context.client)
+        services = self._router.settings.services
+        if asked_for is None and not any(entry.passthrough for entry in services):
+            return None
         try:
             hello = parse_client_hello(data.data_client())
         except ValueError:
-            return False
+            return None
         if hello is None:
             raise exceptions.AddonHalt  # not whole yet; asked again with the next bytes
         name = self._router.known_name(hello.sni) if hello.sni else None
         if not isinstance(name, ServiceName | PodName):
-            return False
+            return None
+        if asked_for is not None:
+            return str(name), asked_for
         service = name if isinstance(name, ServiceName) else name.service
-        for entry in settings.services:  # the SNI names no port, so the entry does
+        for entry in services:  # the SNI names no port, so the entry does
             port = entry.port or _DEFAULT_PORTS["https"]
             if entry.fits(service.service, service.namespace, port):
-                if entry.passthrough:
-                    data.context.server = Server(address=(str(name), port))
-                return entry.passthrough
-        return False
+                return (str(name), port) if entry.passthrough else None
+        return None
 
     async def requestheaders(self, flow: http.HTTPFlow) -> None:
         if not flow.live or flow.response or flow.error or flow.is_replay:
             return  # read from a file, or settled already
         in_kube_mode = isinstance(flow.client_conn.proxy_mode, KubeMode)
-        if not in_kube_mode and not self._router.owns(flow.request.pretty_host):
+        host = flow.request.pretty_host
+        if not in_kube_mode and not self._router.owns(host) and not self._virtual.is_a_names(host):
             return
         replays = bool(ctx.options.server_replay)
         try:
@@ -172,9 +210,11 @@ class Gate:
     async def _route(self, flow: http.HTTPFlow) -> None:
         """Sets host, port and scheme to the Service's. Raises what the name, the cluster or the port is refused for."""
         request = flow.request
-        host, port, explicit = self._requested(flow)
-        name = await self._router.parse(host)
-        destination = await self._router.find(name, PortRequest(port, explicit=explicit, scheme=request.scheme))
+        if error := self._upstreams.take_open_error(flow.server_conn):
+            raise error  # of a destination that was to be opened before there was a request
+        host, port = self._requested(flow)
+        name = await self._router.parse(self._virtual.host(host))
+        destination = await self._router.find(name, port)
         self._upstreams.settle(flow.client_conn, destination)
         # `.data`: the Host header stays as the client wrote it
         request.data.host, request.data.port = destination.address
@@ -184,8 +224,8 @@ class Gate:
     async def _route_by_name(self, flow: http.HTTPFlow) -> None:
         """For `server_replay`: host, port and scheme as `_route` sets them, as far as the name alone tells."""
         request = flow.request
-        host, port, _ = self._requested(flow)
-        name = await self._router.parse(host)
+        host, asked_for = self._requested(flow)
+        name, port = await self._router.parse(self._virtual.host(host)), asked_for.number
         flow.metadata["kube"] = {"service": str(name), "port": port}
         request.data.host, request.data.port = str(name), port
         if isinstance(name, ServiceName):
@@ -193,22 +233,26 @@ class Gate:
             if spoken_at(ServicePort(port, app_protocol=settings.app_protocol)).tls:
                 request.data.scheme = b"https"
 
-    def _requested(self, flow: http.HTTPFlow) -> tuple[str, int, bool]:
-        """Host, port, and whether the client named the port: a destination, then the SNI, then `:authority` or Host."""
+    def _requested(self, flow: http.HTTPFlow) -> tuple[str, PortRequest]:
+        """Host and port that the client wants: a destination's, then by the SNI, then by `:authority` or Host."""
         request = flow.request
         address = flow.server_conn.address
         if address and isinstance(flow.client_conn.proxy_mode, KubeMode):
-            return address[0], address[1], True
+            return address[0], port_request(address[1])
         if request.host == NO_HOST:
+            here = human.format_address(flow.client_conn.sockname)
             raise NotAServiceName(
                 "The request has no Host header, so it names no Service. HTTP/1.1 asks for one (RFC 9110 section 7.2).",
-                command="curl -H 'Host: SERVICE.NAMESPACE.svc.cluster.local' http://127.0.0.1:8080/",
+                command=f"curl -H 'Host: SERVICE.NAMESPACE.svc.{self._router.settings.cluster.zone}' http://{here}/",
             )
         host, port = split_host_port(request.host_header or request.authority or request.host)
         sni = flow.client_conn.sni
         if sni and self._router.known_name(sni):
             host = sni
-        return host, port or _DEFAULT_PORTS[request.scheme], port is not None
+        if (asked_for := self._virtual.port(flow.client_conn)) is not None:
+            return host, port_request(asked_for)
+        explicit = port is not None
+        return host, PortRequest(port or _DEFAULT_PORTS[request.scheme], explicit=explicit, scheme=request.scheme)
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         is_here = flow.response is not None and flow.response.raw_content is not None  # an addon's, or recorded

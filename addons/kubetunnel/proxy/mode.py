@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 
 from mitmproxy import ctx, optmanager
 from mitmproxy.addons.proxyserver import Proxyserver
-from mitmproxy.proxy import events, layer, mode_servers, mode_specs
+from mitmproxy.proxy import layer, mode_servers, mode_specs
 from mitmproxy.proxy.context import Context
 
-from kubetunnel.proxy.first_bytes import FirstBytesLayer
+from kubetunnel.proxy.connection import KubeConnection
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +45,6 @@ class KubeMode(mode_specs.ProxyMode):
         return mode_specs.RegularMode.type_name
 
 
-class KubeConnection(layer.Layer):
-    """The lowest layer of a connection: what it speaks is seen from its first bytes."""
-
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        first_bytes = FirstBytesLayer(self.context)
-        self._handle_event = first_bytes.handle_event  # type: ignore[method-assign]
-        yield from first_bytes.handle_event(event)
-
-
 class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
     """The listener. What a connection speaks is decided in the `next_layer` hook."""
 
@@ -72,6 +63,15 @@ class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
             logger.warning(
                 "Listening on %s: everyone who can reach this address uses the cluster with your rights.", host
             )
+
+
+async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serves a connection that a listener of ours accepted elsewhere, as one that came to the listening port."""
+    for instance in ctx.master.addons.get("proxyserver").servers:
+        if isinstance(instance, KubeServerInstance):
+            await instance.handle_stream(reader, writer)
+            return
+    writer.close()
 
 
 class Listening:

@@ -57,6 +57,25 @@ def is_grpc(request: http.Request) -> bool:
     return request.is_http2 and media_type.partition("+")[0].strip() == "application/grpc"
 
 
+_SHOWN_BY = {
+    "ConnectionRefused": "{kubectl} -n {namespace} get pod {pod} -o wide",
+    "UpstreamReset": "{kubectl} -n {namespace} logs {pod} --all-containers --tail=20",
+    "UpstreamProtocol": "{kubectl} -n {namespace} logs {pod} --all-containers --tail=20",
+    "Timeout": "{kubectl} -n {namespace} logs {pod} --all-containers --tail=20",
+}
+
+
+def explain(error: KubeTunnelError, *, kubectl: str, namespace: str, pod: str) -> None:
+    """Gives a refusal that is about this pod the command that shows it, where it has none.
+
+    Args:
+        kubectl: with the flags for kubeconfig and context, as `ClusterAccess.kubectl` has it.
+    """
+    shown_by = _SHOWN_BY.get(error.reason)
+    if error.command is None and shown_by is not None:
+        error.command = shown_by.format(kubectl=kubectl, namespace=namespace, pod=pod)
+
+
 def own_failure(exception: Exception) -> KubeTunnelError:
     """What to tell a client when the tunnel itself broke; the log has the rest."""
     return UpstreamProtocol(f"The tunnel itself failed ({type(exception).__name__}); its log says more.")
@@ -81,13 +100,18 @@ def _problem(error: KubeTunnelError, request: http.Request) -> http.Response:
     )
 
 
-def _grpc(error: KubeTunnelError) -> http.Response:
-    now = time.time()
-    headers = http.Headers(
-        content_type="application/grpc",
+def grpc_trailers(error: KubeTunnelError) -> http.Headers:
+    """The end of a gRPC call that has begun to be answered."""
+    trailers = http.Headers(
         grpc_status=str(CODES[error.reason].grpc),
         # gRPC over HTTP/2, Status-Message: percent-encoded UTF-8
         grpc_message=quote(str(error), safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"),
     )
-    headers[ERROR_HEADER.lower()] = error.reason
+    trailers[ERROR_HEADER.lower()] = error.reason
+    return trailers
+
+
+def _grpc(error: KubeTunnelError) -> http.Response:
+    now = time.time()
+    headers = http.Headers([(b"content-type", b"application/grpc"), *grpc_trailers(error).fields])
     return http.Response(b"HTTP/2.0", 200, b"", headers, b"", None, now, now)

@@ -20,17 +20,19 @@ from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, Sr
 from kubetunnel.core.ports import PortRequest, choose_port
 from kubetunnel.core.settings import ServiceSettings, Settings
 from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
+from kubetunnel.forward.errors import DialTimeout
 from kubetunnel.forward.pool import PortForwards
 from kubetunnel.proxy.clusters import Clusters, Session
 from kubetunnel.proxy.http2_probe import speaks_http2
+from kubetunnel.proxy.refusals import explain
 
 logger = logging.getLogger(__name__)
 
-# concerns this endpoint alone: another one may do better
 PROBE_MEMORY_S = 60.0  # a rollout may bring pods that speak something else
 PROBE_PATIENCE_S = 4.0  # to open a stream, and for the answer
 
-_ENDPOINT_FAILED = (PodGone, UpstreamReset)
+# concerns this endpoint alone: another one may do better
+_ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,11 @@ class Destination:
     def address(self) -> tuple[str, int]:
         """The full name and the port, as flows show them."""
         return str(self.name), self.port
+
+    def explain(self, target: Target, error: KubeTunnelError) -> None:
+        """Gives a failure of this endpoint a command that shows it, where it has none."""
+        pod = target.pod_port
+        explain(error, kubectl=self.session.access.kubectl(), namespace=pod.namespace, pod=pod.pod)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +198,11 @@ class Router:
             logger.info("%s:%d speaks %s.", *destination.address, "HTTP/2" if answer else "HTTP/1.1 and no HTTP/2")
         return answer
 
-    async def open(self, destination: Destination, client: str | None = None) -> Upstream:
-        """Opens a stream to the endpoint with the fewest, to another where that fails, as often as `retry.max` says."""
+    async def open(self, destination: Destination, client: str | None = None, *, shared: bool = False) -> Upstream:
+        """Opens a stream to the endpoint with the fewest, to another where that fails, as often as `retry.max` says.
+
+        `shared`: for small exchanges, so it may have neighbours on its connection to the API server.
+        """
         left = destination.targets
         client = client if destination.sticky else None
         retry = self._settings.retry
@@ -202,10 +212,11 @@ class Router:
             target = choose_target(left, partial(self._streams, forwards), self._rng, client)
             self._opening[target.pod_port] += 1
             try:
-                reader, writer = await forwards.open_connection(target.pod_port)
+                reader, writer = await forwards.open_connection(target.pod_port, shared=shared)
             except _ENDPOINT_FAILED as e:
                 delay_s = next(delays_s, None)
                 if delay_s is None:
+                    destination.explain(target, e)
                     raise
                 logger.info("%s: %s Trying again.", target.pod_port, e)
                 await asyncio.sleep(delay_s)
@@ -214,6 +225,9 @@ class Router:
                     # what is remembered may be old, where the watch that would tell is broken as well
                     destination = await self.find(destination.name, destination.request, fresh=True)
                     left = destination.targets
+            except KubeTunnelError as e:
+                destination.explain(target, e)
+                raise
             else:
                 return Upstream(target, reader, writer, retries)
             finally:

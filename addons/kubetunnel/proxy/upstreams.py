@@ -20,10 +20,12 @@ from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http
+from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.reading import PausableReaders
 from kubetunnel.proxy.mode import KubeMode
 from kubetunnel.proxy.refusals import own_failure
 from kubetunnel.proxy.routing import Destination, Router, Upstream, error_of
+from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +40,21 @@ class Opened:
 
 
 class Upstreams:
-    """Opens upstreams for all client connections, and remembers where each went for as long as anyone knows it."""
+    """Opens upstreams for all client connections, and remembers where each went for as long as anyone knows it.
 
-    def __init__(self, router: Router) -> None:
+    Args:
+        virtual: what addresses stand for.
+    """
+
+    def __init__(self, router: Router, virtual: VirtualDestinations | None = None) -> None:
         self._router = router
+        self.virtual = virtual or VirtualDestinations()
         self.readers = PausableReaders()
+        self.lanes = Lanes()
         self._opened: WeakKeyDictionary[Connection, Opened] = WeakKeyDictionary()
         self._settled: WeakKeyDictionary[Client, set[tuple[str, int]]] = WeakKeyDictionary()
         self._connect_errors: WeakKeyDictionary[Client, dict[tuple[str, int], KubeTunnelError]] = WeakKeyDictionary()
+        self._unopened: WeakKeyDictionary[Connection, KubeTunnelError] = WeakKeyDictionary()
 
     def attach(self, handler: ProxyConnectionHandler) -> None:
         """Stands in for this handler's `open_connection`, whatever its mode is."""
@@ -66,19 +75,24 @@ class Upstreams:
         """Why this client's last attempt to open an upstream to this address failed."""
         return self._connect_errors.get(client, {}).get(address)
 
+    def take_open_error(self, connection: Connection) -> KubeTunnelError | None:
+        """Why this upstream did not open; once, so that who is told of it may try again."""
+        return self._unopened.pop(connection, None)
+
     def stream_error(self, connection: Connection) -> KubeTunnelError | None:
         """Why this upstream ended; None where it simply closed."""
         opened = self._opened.get(connection)
-        return error_of(opened.upstream.reader.exception()) if opened else None
+        error = error_of(opened.upstream.reader.exception()) if opened else None
+        if error is not None:
+            self.lanes.explain(connection, error)
+        return error
 
     async def _open_connection(self, handler: ProxyConnectionHandler, command: commands.OpenConnection) -> None:
         """As `ConnectionHandler.open_connection`: opens, reports, and serves the connection until it ends."""
         # the handler enters this task into its table after it started it, and mitmproxy's tasks start eagerly
         await asyncio.sleep(0)
         connection = command.connection
-        # in our own mode nothing but the cluster is ever dialled
-        in_kube_mode = isinstance(handler.client.proxy_mode, KubeMode)
-        if not connection.address or not (in_kube_mode or self._router.owns(connection.address[0])):
+        if not connection.address or not self._is_ours(handler.client, connection.address[0]):
             await ProxyConnectionHandler.open_connection(handler, command)
             return
         address = connection.address[0], connection.address[1]
@@ -91,7 +105,7 @@ class Upstreams:
         try:
             opened = await self._open(connection, address, handler.client)
         except KubeTunnelError as e:
-            self._connect_errors.setdefault(handler.client, {})[address] = e
+            self._remember_error(handler.client, connection, address, e)
             await _fail(handler, command, hook_data, str(e))
             return
         except asyncio.CancelledError:
@@ -99,15 +113,27 @@ class Upstreams:
             raise
         except Exception as e:
             logger.exception("Opening %s:%d failed.", *address)
-            self._connect_errors.setdefault(handler.client, {})[address] = own_failure(e)
+            self._remember_error(handler.client, connection, address, own_failure(e))
             await _fail(handler, command, hook_data, str(e))
             return
         self._opened[connection] = opened
+        explain = partial(opened.destination.explain, opened.upstream.target)
+        self.lanes.opened(connection, opened.upstream.writer.transport, explain)
         self._connect_errors.get(handler.client, {}).pop(address, None)
         try:
             await _serve(handler, command, hook_data, opened.upstream, self.readers)
         finally:
             opened.upstream.writer.close()
+
+    def _is_ours(self, client: Client, host: str) -> bool:
+        # in our own mode nothing but the cluster is ever dialled
+        return isinstance(client.proxy_mode, KubeMode) or self._router.owns(host) or self.virtual.is_a_names(host)
+
+    def _remember_error(
+        self, client: Client, connection: Server, address: tuple[str, int], error: KubeTunnelError
+    ) -> None:
+        self._connect_errors.setdefault(client, {})[address] = error
+        self._unopened[connection] = error
 
     async def _open(self, connection: Server, address: tuple[str, int], client: Client) -> Opened:
         started = time.monotonic()
@@ -115,12 +141,13 @@ class Upstreams:
             request = PortRequest(address[1], explicit=True, scheme="")
         else:
             request = port_request(address[1])
-        destination = await self._router.find(await self._router.parse(address[0]), request)
+        name = await self._router.parse(self.virtual.host(address[0]))
+        destination = await self._router.find(name, request)
         connection.address = destination.address
         if not destination.spoken.tls:  # with TLS, ALPN tells
             version = await self._router.http_version(destination, client_http2=client.alpn == b"h2")
             connection.alpn = b"h2" if version is Http.HTTP2 else None
-        upstream = await self._router.open(destination, client.peername[0])
+        upstream = await self._router.open(destination, client.peername[0], shared=self.lanes.is_shared(connection))
         return Opened(destination, upstream, time.monotonic() - started)
 
 

@@ -7,34 +7,34 @@ import re
 _GRPC_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
-class Deadlines:
+class Deadlines[Key]:
     """Who waits until when. Times are of one clock, in seconds."""
 
     def __init__(self) -> None:
-        self._at_s: dict[int, float] = {}
+        self._at_s: dict[Key, float] = {}
         self._wakeup_at_s: float | None = None
 
     def __len__(self) -> int:
         return len(self._at_s)
 
-    def set(self, stream_id: int, at_s: float) -> bool:
+    def set(self, key: Key, at_s: float) -> bool:
         """Sets one; True where a wakeup at that time is to be asked for, as none is due before it."""
-        self._at_s[stream_id] = at_s
+        self._at_s[key] = at_s
         if self._wakeup_at_s is not None and self._wakeup_at_s <= at_s:
             return False
         self._wakeup_at_s = at_s
         return True
 
-    def discard(self, stream_id: int) -> None:
+    def discard(self, key: Key) -> None:
         """Takes one back."""
-        self._at_s.pop(stream_id, None)
+        self._at_s.pop(key, None)
 
-    def passed(self, now_s: float) -> list[int]:
+    def passed(self, now_s: float) -> list[Key]:
         """Removes and returns those that have passed, oldest first."""
-        passed = sorted((at_s, stream_id) for stream_id, at_s in self._at_s.items() if at_s <= now_s)
-        for _, stream_id in passed:
-            del self._at_s[stream_id]
-        return [stream_id for _, stream_id in passed]
+        passed = sorted((key for key, at_s in self._at_s.items() if at_s <= now_s), key=self._at_s.__getitem__)
+        for key in passed:
+            del self._at_s[key]
+        return passed
 
     def next_wakeup(self, now_s: float) -> float | None:
         """To be called at a wakeup: when the next one is to be asked for, None where none is needed."""

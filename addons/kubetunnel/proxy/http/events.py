@@ -83,10 +83,18 @@ class Lease:
 
 @dataclass(eq=False)
 class GetUpstream(base.HttpCommand):
-    """Asks for an upstream; the reply is a `Lease`, or why there is none. `fresh`: none that was used before."""
+    """Asks for an upstream; the reply is a `Lease`, or why there is none.
+
+    Args:
+        fresh: none that was used already when this was asked.
+        small: the request has little to send, or nothing.
+        from_http2: the client speaks HTTP/2, so the pod may be asked for it.
+    """
 
     origin: Origin
     fresh: bool = False
+    small: bool = False
+    from_http2: bool = False
     blocking = True
 
 
@@ -100,7 +108,7 @@ class GetUpstreamCompleted(events.CommandCompleted):
 
 @dataclass
 class UpstreamFree(base.HttpCommand):
-    """This HTTP/1 upstream can take another request."""
+    """This HTTP/1 upstream can take another request; this HTTP/2 upstream has none."""
 
     connection: Server
 

@@ -98,6 +98,45 @@ def as_http1_response(response: http.Response, request: http.Request, *, has_bod
     )
 
 
+def as_http2_request(request: http.Request) -> http.Request:
+    """The head of an HTTP/1 request as HTTP/2 may have it; any other as it is."""
+    headers = request.headers if request.is_http2 else _end_to_end(request.headers)
+    if headers is request.headers:
+        return request
+    data = request.data
+    return http.Request(
+        data.host, data.port, data.method, data.scheme, data.authority, data.path, data.http_version, headers,
+        None, None, data.timestamp_start, data.timestamp_end,
+    )  # fmt: skip
+
+
+def as_http2_response(response: http.Response) -> http.Response:
+    """The head of an HTTP/1 response as HTTP/2 may have it; any other as it is."""
+    headers = response.headers if response.is_http2 else _end_to_end(response.headers)
+    if headers is response.headers:
+        return response
+    data = response.data
+    return http.Response(
+        data.http_version, data.status_code, data.reason, headers,
+        None, None, data.timestamp_start, data.timestamp_end,
+    )  # fmt: skip
+
+
+def _end_to_end(headers: http.Headers) -> http.Headers:
+    """Without what is about one connection (RFC 9113 section 8.2.2); the customary fields mitmproxy drops itself."""
+    named = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    coding = headers.get("te")
+    named -= {"", "close", "keep-alive", "te", "host"}  # without a Host it could not be routed
+    if not named and coding is None:
+        return headers
+    kept = headers.copy()
+    for name in named | {"te"}:
+        kept.pop(name, None)
+    if coding is not None and "trailers" in (token.strip().lower() for token in coding.split(",")):
+        kept["te"] = "trailers"
+    return kept
+
+
 def chunk(data: bytes) -> bytes:
     """One chunk; nothing for no data, since an empty one would be the last."""
     return b"%x\r\n%s\r\n" % (len(data), data) if data else b""

@@ -40,6 +40,9 @@ from kubetunnel.proxy.http.h1_message import (
     take_head,
 )
 
+# for a client to close after an answer that ends its connection; nginx's lingering_timeout
+LINGER_S = 5.0
+
 # requests that wait for the answer to the one before; whoever sends on without end is cut off
 MAX_PIPELINED_BYTES = 1 << 20
 
@@ -119,14 +122,32 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
 
     def _complain(self, status: HTTPStatus, detail: str) -> layer.CommandGenerator[None]:
         yield commands.SendData(self.conn, complaint(status, detail))
-        yield commands.CloseTcpConnection(self.conn, half_close=True)
+        yield from self._linger()
         self.state = self.linger
 
+    def _linger(self) -> layer.CommandGenerator[None]:
+        """Says that nothing more comes, and reads on until the client closes, or the time is over.
+
+        Closing with unread bytes would reset the connection before the client has our answer (RFC 9112 section 9.6).
+        """
+        yield commands.CloseTcpConnection(self.conn, half_close=True)
+        yield commands.RequestWakeup(LINGER_S)
+
     def linger(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """Closing with unread bytes would reset the connection before the client has our answer (RFC 9112, 9.6)."""
+        """What comes after a request that was none."""
         self.buf.maybe_extract_at_most(len(self.buf))
         if isinstance(event, events.ConnectionClosed):
             yield from self.close()
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if not isinstance(event, events.Wakeup):
+            yield from super()._handle_event(event)
+        elif self.state != self.done:
+            is_in_request = self.state == self.read_body
+            yield from self.close()
+            if is_in_request:
+                message = "The client neither ended its request nor closed."
+                yield ReceiveHttp(RequestProtocolError(self.stream_id, message, ErrorCode.CLIENT_DISCONNECTED))
 
     def message_ended(self) -> layer.CommandGenerator[None]:
         assert self.request
@@ -165,6 +186,8 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
         self.request_done |= request
         self.response_done |= response
         if not self.request_done:
+            if self.response_done and self._closes_after_response():
+                yield from self._linger()
             return
         if not self.response_done:
             self.state = self.wait
@@ -173,15 +196,16 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
         assert self.response
         if should_make_pipe(self.request, self.response):
             yield from self.make_pipe()
-        elif (
-            self.client_finished
-            or self._sent_framing == "close"
-            or asks_to_close(self.request)
-            or asks_to_close(self.response)
-        ):
+        elif self._closes_after_response():
             yield from self.close()
         else:
             yield from self._next_request()
+
+    def _closes_after_response(self) -> bool:
+        assert self.request
+        assert self.response
+        ends = self.client_finished or self._sent_framing == "close"
+        return ends or asks_to_close(self.request) or asks_to_close(self.response)
 
     def _next_request(self) -> layer.CommandGenerator[None]:
         self.request_done = self.response_done = False

@@ -18,7 +18,14 @@ from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestHeaders, RequestProtocolError
 from mitmproxy.proxy.layers.http._http2 import Http2Client, StreamState, parse_h2_response_headers
 
-from kubetunnel.proxy.http.events import Congested, InformationalResponse, UpstreamDraining, UpstreamFailed
+from kubetunnel.proxy.http.events import (
+    Congested,
+    InformationalResponse,
+    UpstreamDraining,
+    UpstreamFailed,
+    UpstreamFree,
+)
+from kubetunnel.proxy.http.h1_message import as_http2_request
 from kubetunnel.proxy.http.h2_connection import KubeHttp2Connection
 
 _OF_A_STREAM = (
@@ -47,7 +54,13 @@ class KubeHttp2Client(KubeHttp2Connection, Http2Client):
         self._is_broken = False
         self._ended: set[int] = set()  # streams that the pod has ended, to be forgotten when we have, too
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it serves nobody."""
+        return not self.streams and not self.stream_queue
+
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        was_idle = self.is_idle
         yield from self._handle_one(event)
         if self._is_draining:
             yield from self._drain()
@@ -55,6 +68,8 @@ class KubeHttp2Client(KubeHttp2Connection, Http2Client):
             # popitem() would be last in, first out
             for queued in self.stream_queue.pop(next(iter(self.stream_queue))):
                 yield from self._handle_one(queued)
+        if self.is_idle and not was_idle and not self._is_draining:
+            yield UpstreamFree(self.conn)
 
     def _handle_one(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, HttpEvent):
@@ -65,6 +80,8 @@ class KubeHttp2Client(KubeHttp2Connection, Http2Client):
             if isinstance(event, RequestProtocolError):
                 self.streams.pop(ours, None)
                 self._ended.add(ours)
+            elif isinstance(event, RequestHeaders):
+                event.request = as_http2_request(event.request)
         for command in self.handle_with_flow_control(event, self._handle_event2):
             if isinstance(command, ReceiveHttp):
                 command.event.stream_id = self.their_stream_id[command.event.stream_id]

@@ -6,6 +6,7 @@ The library takes a GOAWAY for the end of the connection, whereas the streams up
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from h2.config import H2Configuration
@@ -13,6 +14,8 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, Event, RemoteSettingsChanged, StreamReset, WindowUpdated
 from h2.settings import SettingCodes
+from hpack.hpack import Decoder
+from hpack.struct import HeaderTuple
 from hyperframe.frame import Frame, GoAwayFrame
 
 # what a peer may send on a stream before we take it: the default of Go's client
@@ -20,6 +23,24 @@ STREAM_WINDOW_BYTES = 4 << 20
 _CONNECTION_WINDOW_BYTES = 2**31 - 1  # the streams' windows are the limit
 
 type Fields = list[tuple[bytes, bytes]]
+
+
+def is_connect(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether this is the head of a CONNECT request."""
+    return (b":method", b"CONNECT") in ((name, value) for name, value in fields)
+
+
+class _Decoder(Decoder):
+    """Completes a CONNECT's head, which has neither scheme nor path (RFC 9113 section 8.5), while the library asks
+    for them and ends the connection."""
+
+    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
+        fields = list(super().decode(data, raw=raw))
+        if is_connect(fields):
+            known = {name for name, _ in fields}
+            missing = [name for name in (b":scheme", b":path") if name not in known]
+            fields[:0] = [HeaderTuple(name, b"*") for name in missing]
+        return fields
 
 
 @dataclass(slots=True)
@@ -40,6 +61,9 @@ class KubeH2Connection(H2Connection):
         # without this the library would go on with the former settings until the peer acknowledges ours
         self.local_settings.acknowledge()
         self._waiting: dict[int, _Waiting] = {}
+        limit_bytes = self.decoder.max_header_list_size
+        self.decoder = _Decoder()
+        self.decoder.max_header_list_size = limit_bytes
 
     def initiate_connection(self) -> None:
         super().initiate_connection()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import time
+
 import h2.events
 from h2.errors import ErrorCodes
+from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
+    RequestHeaders,
     RequestProtocolError,
     ResponseHeaders,
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState, format_h2_response_headers
 
 from kubetunnel.proxy.http.events import InformationalResponse, UpstreamFailed
+from kubetunnel.proxy.http.h1_message import as_http2_response
 from kubetunnel.proxy.http.h2_connection import KubeHttp2Connection
+from kubetunnel.proxy.http.h2_library import is_connect
 
 
 class KubeHttp2Server(KubeHttp2Connection, Http2Server):
@@ -41,7 +48,22 @@ class KubeHttp2Server(KubeHttp2Connection, Http2Server):
                 self.h2_conn.reset_stream(event.stream_id, event.h2_error or ErrorCodes.INTERNAL_ERROR)
                 yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         else:
+            if isinstance(event, ResponseHeaders):
+                event.response = as_http2_response(event.response)
             yield from super()._handle_event(event)
+
+    def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
+        if isinstance(event, h2.events.RequestReceived) and is_connect(event.headers):
+            # mitmproxy would end the connection with all its streams; the exchange refuses it
+            fields = dict(event.headers)
+            request = http.Request(
+                "", 0, b"CONNECT", b"", fields.get(b":authority", b""), b"", b"HTTP/2.0", http.Headers(),
+                None, None, time.time(), None,
+            )  # fmt: skip
+            self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED
+            yield ReceiveHttp(RequestHeaders(event.stream_id, request, end_stream=event.stream_ended is not None))
+            return False
+        return (yield from super().handle_h2_event(event))
 
     def go_away(self, event: h2.events.ConnectionTerminated) -> layer.CommandGenerator[None]:
         self._is_draining = True

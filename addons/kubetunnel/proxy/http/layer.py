@@ -4,32 +4,19 @@ A layer without I/O, like mitmproxy's own: it brings connections (`h1_*`, `h2_*`
 together. What went wrong upstream it asks of `Failures`.
 """
 
-# ruff: noqa: S101 - asserts tell the type checker what the states guarantee, as in mitmproxy
-
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
-from mitmproxy.connection import Client, Connection, ConnectionState, Server
-from mitmproxy.proxy import commands, events, layer, tunnel
+from mitmproxy.connection import Client, Connection, ConnectionState
+from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers import tls
-from mitmproxy.proxy.layers.http import (
-    DropStream,
-    HttpLayer,
-    HTTPMode,
-    RegisterHttpConnection,
-    SendHttp,
-    _upstream_proxy,
-)
+from mitmproxy.proxy.layers.http import DropStream, HTTPMode, RegisterHttpConnection, SendHttp
 from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestHeaders
 
-from kubetunnel.core.errors import UpstreamProtocol
-from kubetunnel.proxy.http.client import KubeHttpClient
 from kubetunnel.proxy.http.deadlines import Deadlines
 from kubetunnel.proxy.http.events import (
     Abort,
@@ -37,7 +24,6 @@ from kubetunnel.proxy.http.events import (
     Congested,
     DeadlinePassed,
     GetUpstream,
-    GetUpstreamCompleted,
     Origin,
     Throttle,
     UpstreamDraining,
@@ -47,10 +33,11 @@ from kubetunnel.proxy.http.failures import Failures
 from kubetunnel.proxy.http.h1_connection import KubeHttp1Connection
 from kubetunnel.proxy.http.h1_server import KubeHttp1Server
 from kubetunnel.proxy.http.h2_server import KubeHttp2Server
-from kubetunnel.proxy.http.pool import MAX_IDLE, MAX_UPSTREAMS, Assign, Open, UpstreamPool
+from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.request import NO_HOST as NO_HOST
-from kubetunnel.proxy.http.request import ExchangePolicy
 from kubetunnel.proxy.http.stream import KubeHttpStream
+from kubetunnel.proxy.http.upstream_side import HttpPolicy as HttpPolicy
+from kubetunnel.proxy.http.upstream_side import UpstreamSide
 
 
 class Reading(Protocol):
@@ -69,22 +56,14 @@ class Reading(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class HttpPolicy:
-    """Limits of one client connection; the bounds are for each origin (address and TLS)."""
-
-    exchange: ExchangePolicy = field(default_factory=ExchangePolicy)
-    max_upstreams: int = MAX_UPSTREAMS
-    max_idle: int = MAX_IDLE
-
-
-class KubeHttpLayer(HttpLayer):
+class KubeHttpLayer(UpstreamSide):
     """HTTP/1 and HTTP/2 of one client.
 
     Args:
         reading: without it, what a slow reader of HTTP/2 does not take of an HTTP/1 sender's body is kept in memory.
         abort: closes the client's connection with a RST.
         clock: seconds, monotonic.
+        lanes: shared with who opens the upstreams.
     """
 
     def __init__(
@@ -96,16 +75,12 @@ class KubeHttpLayer(HttpLayer):
         reading: Reading | None = None,
         abort: Callable[[Client], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        lanes: Lanes | None = None,
     ) -> None:
-        super().__init__(context, mode)
-        self.failures = failures
-        self.policy = policy or HttpPolicy()
-        self.pool = UpstreamPool(self.policy.max_upstreams, self.policy.max_idle)
+        super().__init__(context, mode, failures, policy or HttpPolicy(), lanes or Lanes(), clock)
         self._reading = reading
         self._abort = abort
-        self._clock = clock
-        self._deadlines = Deadlines()
-        self._wakeups: set[commands.RequestWakeup] = set()
+        self._deadlines: Deadlines[int] = Deadlines()
         self._throttled: dict[int, tuple[Connection, Connection]] = {}  # stream: from, to
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -117,6 +92,7 @@ class KubeHttpLayer(HttpLayer):
         elif isinstance(event, events.Wakeup) and event.command in self._wakeups:
             self._wakeups.discard(event.command)
             yield from self._end_of_time()
+            yield from self.close_idle()
         elif isinstance(event, events.ConnectionEvent):
             yield from self._connection_event(event)
         else:
@@ -132,7 +108,9 @@ class KubeHttpLayer(HttpLayer):
         if handler is not None:
             yield from self.event_to_child(handler, event)
         if isinstance(event, events.ConnectionClosed) and connection != self.context.client:
-            yield from self._forget(connection)
+            for stream_id in [s for s, ends in self._throttled.items() if connection in ends]:
+                yield from self._unthrottle(stream_id)
+            yield from self.forget_connection(connection)
 
     def _is_half_closed(self, handler: layer.Layer | None) -> bool:
         """Whether this client only sends no more, and waits for the answer to what it sent."""
@@ -151,7 +129,7 @@ class KubeHttpLayer(HttpLayer):
         if isinstance(event, events.ConnectionClosed) or not server.address:
             yield commands.CloseConnection(server)
             return None
-        return (yield from self._open(Origin((server.address[0], server.address[1]), server.tls, server.via)))
+        return (yield from self.open_upstream(Origin((server.address[0], server.address[1]), server.tls, server.via)))
 
     def event_to_child(self, child: layer.Layer, event: events.Event) -> layer.CommandGenerator[None]:
         for command in child.handle_event(event):
@@ -166,12 +144,11 @@ class KubeHttpLayer(HttpLayer):
             elif isinstance(command, DropStream):
                 yield from self._drop(command.stream_id)
             elif isinstance(command, GetUpstream):
-                self.pool.ask(command)
-                yield from self._serve(command.origin)
+                yield from self.ask_for_upstream(command)
             elif isinstance(command, RegisterHttpConnection):
                 yield from self.register_connection(command)
             elif isinstance(command, UpstreamFree | UpstreamDraining):
-                yield from self._upstream_changed(command)
+                yield from self.upstream_changed(command)
             elif isinstance(command, AwaitResponse):
                 yield from self._set_deadline(command)
             elif isinstance(command, Congested):
@@ -194,7 +171,7 @@ class KubeHttpLayer(HttpLayer):
             yield from self.event_to_child(stream, event)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
-        stream = KubeHttpStream(self.context.fork(), stream_id, self.failures, self.policy.exchange)
+        stream = KubeHttpStream(self.context.fork(), stream_id, self.failures, self.policy.exchange, self.lanes)
         self.streams[stream_id] = stream
         yield from self.event_to_child(stream, events.Start())
 
@@ -207,98 +184,12 @@ class KubeHttpLayer(HttpLayer):
         if command.timeout_s is None:
             self._deadlines.discard(command.stream_id)
         elif self._deadlines.set(command.stream_id, self._clock() + command.timeout_s):
-            yield self._wake_in(command.timeout_s)
+            yield self.wake_in(command.timeout_s)
 
     def _end_of_time(self) -> layer.CommandGenerator[None]:
         for stream_id in self._deadlines.passed(self._clock()):
             yield from self._receive(DeadlinePassed(stream_id))
-        now_s = self._clock()
-        at_s = self._deadlines.next_wakeup(now_s)
-        if at_s is not None:
-            yield self._wake_in(max(0.0, at_s - now_s))
-
-    def _wake_in(self, delay_s: float) -> commands.RequestWakeup:
-        command = commands.RequestWakeup(delay_s)
-        self._wakeups.add(command)
-        return command
-
-    # upstreams
-
-    def _serve(self, origin: Origin) -> layer.CommandGenerator[None]:
-        while step := self.pool.next_step(origin):
-            if isinstance(step, Assign):
-                stream = self.command_sources.pop(step.request)
-                yield from self.event_to_child(stream, GetUpstreamCompleted(step.request, step.lease))
-            elif isinstance(step, Open):
-                yield from self._open(step.origin)
-            else:
-                yield commands.CloseConnection(step.connection)
-
-    def _open(self, origin: Origin) -> layer.CommandGenerator[layer.Layer]:
-        context = self.context.fork()
-        stack = tunnel.LayerStack()
-        if not self._is_at_hand(context.server, origin):
-            context.server = Server(address=origin.address)
-            context.server.via = origin.via
-            if origin.via:
-                stack /= _upstream_proxy.HttpUpstreamProxy.make(context, True)
-            if origin.tls:
-                context.server.sni = self._sni(origin)
-                stack /= tls.ServerTLSLayer(context)
-        stack /= KubeHttpClient(context)
-        self.pool.begin(origin, context.server)
-        self.connections[context.server] = stack[0]
-        yield from self.event_to_child(stack[0], events.Start())
-        return stack[0]
-
-    def _is_at_hand(self, server: Server, origin: Origin) -> bool:
-        """Whether the connection that was opened before us, for a CONNECT, is one of this origin."""
-        known = server in self.connections
-        same = server.address == origin.address and server.tls == origin.tls and server.via == origin.via
-        return same and server.connected and not known
-
-    def _sni(self, origin: Origin) -> str:
-        server = self.context.server
-        if self.mode is HTTPMode.transparent and origin.address == server.address:
-            return server.sni or self.context.client.sni or origin.address[0]
-        return origin.address[0]
-
-    def register_connection(self, command: RegisterHttpConnection) -> layer.CommandGenerator[None]:
-        server = command.connection
-        assert isinstance(server, Server)
-        origin = self.pool.origin(server)
-        if command.err is None:
-            self.pool.opened(server, "h2" if server.alpn == b"h2" else "http/1")
-        else:
-            where = f"{origin.address[0]}:{origin.address[1]}"
-            error = self.failures.connect_error(self.context.client, origin.address)
-            error = error or UpstreamProtocol(f"{where}: {command.err}.")
-            self.connections.pop(server, None)
-            for request in self.pool.failed(server):
-                stream = self.command_sources.pop(request)
-                yield from self.event_to_child(stream, GetUpstreamCompleted(request, error))
-        yield from self._serve(origin)
-
-    def _upstream_changed(self, command: UpstreamFree | UpstreamDraining) -> layer.CommandGenerator[None]:
-        if command.connection in self.pool:
-            if isinstance(command, UpstreamFree):
-                self.pool.release(command.connection)
-            else:
-                self.pool.drain(command.connection)
-            yield from self._serve(self.pool.origin(command.connection))
-
-    def _forget(self, connection: Connection) -> layer.CommandGenerator[None]:
-        handler = self.connections.pop(connection, None)
-        for stream_id in [s for s, ends in self._throttled.items() if connection in ends]:
-            yield from self._unthrottle(stream_id)
-        # with what was tunnelled in it
-        for server in [s for s, h in self.connections.items() if h is handler and s in self.pool] + [connection]:
-            if isinstance(server, Server) and server in self.pool:
-                yield commands.CloseConnection(server)
-                self.connections.pop(server, None)
-                origin = self.pool.origin(server)
-                self.pool.forget(server)
-                yield from self._serve(origin)
+        yield from self.wake_at(self._deadlines.next_wakeup(self._clock()))
 
     # flow control
 

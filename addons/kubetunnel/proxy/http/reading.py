@@ -24,17 +24,25 @@ class Readable(Protocol):
 
 
 class PausableReader:
-    """Passes reads on, unless it is paused. One read that waits already may still bring data."""
+    """Passes reads on, unless it is paused. One read that waits already may still bring data.
+
+    `is_reading`: whether the peer's end would be noticed now.
+    """
 
     def __init__(self, reader: Readable) -> None:
         self.reader = reader
         self.may_read = asyncio.Event()
         self.may_read.set()
+        self.is_reading = False
 
     async def read(self, n: int, /) -> bytes:
         """As the reader's."""
         await self.may_read.wait()
-        return await self.reader.read(n)
+        self.is_reading = True
+        try:
+            return await self.reader.read(n)
+        finally:
+            self.is_reading = False
 
 
 def unwrapped(reader: object) -> object:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mitmproxy import http
-from mitmproxy.net.http import url
+from mitmproxy.net.http import http1, url
 from mitmproxy.proxy import layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HTTPMode, HttpStream, SendHttp
@@ -29,7 +29,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpRequestHook
 
-from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.errors import KubeTunnelError, NotForwardable
 from kubetunnel.proxy.http.deadlines import parse_grpc_timeout
 from kubetunnel.proxy.http.events import (
     AwaitResponse,
@@ -41,7 +41,10 @@ from kubetunnel.proxy.http.events import (
 )
 from kubetunnel.proxy.http.h1_message import withdraw_h2c_upgrade
 from kubetunnel.proxy.http.repeat import SentRequest
-from kubetunnel.proxy.refusals import is_grpc
+from kubetunnel.proxy.refusals import is_grpc, refusal
+
+# of a request's body: more does not go on an upstream that shares its connection with others
+MAX_SMALL_BYTES = 64 << 10
 
 NO_HOST = "(no Host header)"  # not a valid host, so no request can ask for it
 
@@ -51,7 +54,7 @@ class ExchangePolicy:
     """Limits of one exchange. None: no limit. `retry_max` 0: a request is never sent again."""
 
     response_header_timeout_s: float | None = None  # from the end of the request
-    grpc_timeout_s: float | None = None  # from the beginning of a call that brings no grpc-timeout
+    grpc_timeout_s: float | None = None  # from the end of the request of a call that brings no grpc-timeout
     retry_max: int = 1
 
 
@@ -77,6 +80,9 @@ class RequestHalf(HttpStream):
         self.flow = event.replay_flow or http.HTTPFlow(self.context.client, self.context.server)
         self.flow.request = request = event.request
         self.flow.live = True
+        if request.method == "CONNECT" and request.is_http2:
+            yield from self._refuse_connect()
+            return
         if (yield from self.check_invalid(True)):
             return
         if request.method == "CONNECT":
@@ -90,6 +96,14 @@ class RequestHalf(HttpStream):
             return
         self.server_state = self.state_wait_for_response_headers
         yield from self._begin_body(has_body=not event.end_stream)
+
+    def _refuse_connect(self) -> layer.CommandGenerator[None]:
+        error = NotForwardable(
+            "CONNECT within HTTP/2 (RFC 9113 section 8.5) is not supported: ask the proxy in HTTP/1.1, or use SOCKS5.",
+        )
+        self.flow.response = refusal(error, self.flow.request)  # settled: nobody need route it
+        yield HttpRequestHeadersHook(self.flow)
+        yield from self.refuse(error)
 
     def _begin_body(self, *, has_body: bool) -> layer.CommandGenerator[None]:
         request = self.flow.request
@@ -198,7 +212,8 @@ class RequestHalf(HttpStream):
     def make_server_connection(self, *, fresh: bool = False) -> layer.CommandGenerator[bool]:
         request = self.flow.request
         origin = Origin((request.host, request.port), request.scheme == "https", self.flow.server_conn.via)
-        reply = yield GetUpstream(origin, fresh)
+        small = is_small(request, is_whole=self.client_state == self.state_done)
+        reply = yield GetUpstream(origin, fresh, small, request.is_http2)
         if isinstance(reply, KubeTunnelError):
             yield from self.refuse(reply)
             return False
@@ -215,19 +230,41 @@ class RequestHalf(HttpStream):
         yield from self.await_response()
 
     def await_response(self) -> layer.CommandGenerator[None]:
-        """Sets the deadline: of a call at its beginning, of another request at its end."""
+        """Sets the deadline for the response's head.
+
+        A `grpc-timeout` counts from the beginning of the call, and once only. Without one, and for all that is no gRPC,
+        ours counts from the end of the request: a client that goes on sending has a stream that may be silent for as
+        long as it likes, and many servers send their headers with the first message only. A call whose client has sent
+        all, and whose server streams, cannot be told from a unary one; it has to bring a `grpc-timeout` where its
+        first message may take longer.
+        """
         if self.server_state != self.state_wait_for_response_headers:
             return
-        if is_grpc(self.flow.request):
+        request, given_s = self.flow.request, None
+        if is_grpc(request):
             if self.timeout_s is not None:
                 return
-            self.timeout_s = parse_grpc_timeout(self.flow.request.headers.get("grpc-timeout", ""))
-            if self.timeout_s is None:
-                self.timeout_s = self.policy.grpc_timeout_s
+            given_s = parse_grpc_timeout(request.headers.get("grpc-timeout", ""))
+        if given_s is not None:
+            self.timeout_s = given_s
         elif self.client_state == self.state_done:
-            self.timeout_s = self.policy.response_header_timeout_s
+            policy = self.policy
+            self.timeout_s = policy.grpc_timeout_s if is_grpc(request) else policy.response_header_timeout_s
         if self.timeout_s is not None:
             yield AwaitResponse(self.stream_id, self.timeout_s)
+
+
+def is_small(request: http.Request, *, is_whole: bool) -> bool:
+    """Whether this is a short exchange's request. What is switched to by an upgrade lasts, and may be bulk."""
+    if "upgrade" in request.headers:
+        return False
+    if is_whole:
+        return len(request.raw_content or b"") <= MAX_SMALL_BYTES
+    try:
+        size = http1.expected_http_body_size(request)
+    except ValueError:
+        return False
+    return "content-length" in request.headers and size is not None and size <= MAX_SMALL_BYTES
 
 
 def _through(stream: Any, data: bytes) -> list[bytes]:

@@ -18,18 +18,21 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
+    ResponseTrailers,
 )
-from mitmproxy.proxy.layers.http._hooks import HttpResponseHeadersHook
+from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHeadersHook
 
-from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol
+from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol, UpstreamReset
 from kubetunnel.proxy.destination import open_asked_for
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
 from kubetunnel.proxy.http.events import AwaitResponse, DeadlinePassed, InformationalResponse, UpstreamFailed
 from kubetunnel.proxy.http.failures import Failures, error_of_failure, may_repeat
 from kubetunnel.proxy.http.h1_message import framing_to_send
+from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.request import ExchangePolicy, RequestHalf
+from kubetunnel.proxy.http.upgraded import UpgradedLayer
 from kubetunnel.proxy.http.websocket import KubeWebsocketLayer
-from kubetunnel.proxy.refusals import is_grpc, refusal
+from kubetunnel.proxy.refusals import grpc_trailers, is_grpc, refusal
 
 _SWITCHING_PROTOCOLS = 101
 
@@ -37,9 +40,12 @@ _SWITCHING_PROTOCOLS = 101
 class KubeHttpStream(RequestHalf):
     """One exchange; what is here is the half that goes back to the client."""
 
-    def __init__(self, context: Context, stream_id: int, failures: Failures, policy: ExchangePolicy) -> None:
+    def __init__(
+        self, context: Context, stream_id: int, failures: Failures, policy: ExchangePolicy, lanes: Lanes
+    ) -> None:
         super().__init__(context, stream_id, policy)
         self.failures = failures
+        self.lanes = lanes
         self._repeats = 0
         self._end_is_sent = False
 
@@ -68,7 +74,7 @@ class KubeHttpStream(RequestHalf):
     def send_response(self, already_streamed: bool = False) -> layer.CommandGenerator[None]:
         yield from super().send_response(already_streamed)
         is_early = self.server_state == self.state_done and self.client_state != self.state_done
-        if is_early and self.flow.response and self.flow.response.status_code != _SWITCHING_PROTOCOLS:
+        if is_early and not self._is_upgraded:
             self._end_is_sent = True
             yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
 
@@ -77,12 +83,23 @@ class KubeHttpStream(RequestHalf):
             self.flow.live = False
             yield DropStream(self.stream_id)
         elif self.flow.websocket:
-            self.child_layer = KubeWebsocketLayer(self.context, self.flow)
-            self._handle_event = self.passthrough  # type: ignore[method-assign]
-            yield from self.child_layer.handle_event(events.Start())
-            yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+            yield from self._upgrade(KubeWebsocketLayer(self.context, self.flow))
+        elif self._is_upgraded and self.context.options.rawtcp:
+            self.flow.live = False
+            yield from self._upgrade(UpgradedLayer(self.context, self.failures))
         else:
             yield from super().flow_done()
+
+    def _upgrade(self, to: layer.Layer) -> layer.CommandGenerator[None]:
+        self.child_layer = to
+        self._handle_event = self.passthrough  # type: ignore[method-assign]
+        yield from to.handle_event(events.Start())
+        # only now, since data may follow at once
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
+
+    @property
+    def _is_upgraded(self) -> bool:
+        return self.flow.response is not None and self.flow.response.status_code == _SWITCHING_PROTOCOLS
 
     def handle_connect_regular(self) -> layer.CommandGenerator[None]:
         error = yield from open_asked_for(self.context, self.failures)
@@ -129,8 +146,33 @@ class KubeHttpStream(RequestHalf):
             yield from self._repeat(event)
         elif error := self._error_of(event):
             yield from self.refuse(error)
+        elif self._is_call_cut_off(event):
+            yield from self._end_call(event)
         else:
             yield from super().handle_protocol_error(event)
+
+    def _is_call_cut_off(self, event: UpstreamFailed) -> bool:
+        """Whether a gRPC call has lost its pod after the headers. What the pod itself resets is passed on."""
+        is_streamed = self.server_state == self.state_stream_response_body
+        return is_streamed and event.h2_error is None and is_grpc(self.flow.request)
+
+    def _end_call(self, event: UpstreamFailed) -> layer.CommandGenerator[None]:
+        """Ends the call with a status of ours: of a reset, a client would make a failure that is not to be retried."""
+        assert self.flow.response
+        where = f"{self._where} was lost in the middle of the call: {event.message}."
+        error = self.failures.stream_error(self.flow.server_conn) or UpstreamReset(where)
+        self.lanes.explain(self.flow.server_conn, error)
+        self.flow.error = flow.Error(str(error))
+        yield HttpErrorHook(self.flow)
+        self.server_state = self.state_done
+        self.flow.response.trailers = grpc_trailers(error)
+        yield SendHttp(ResponseTrailers(self.stream_id, self.flow.response.trailers), self.context.client)
+        if self.client_state == self.state_done:
+            yield from self.flow_done()
+        else:
+            self.client_state = self.state_discard_request_body
+            self._end_is_sent = True
+            yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
 
     def _may_repeat(self, event: UpstreamFailed) -> bool:
         is_left = self._repeats < min(1, self.policy.retry_max)
@@ -165,6 +207,7 @@ class KubeHttpStream(RequestHalf):
         return until_end and self.failures.stream_error(self.flow.server_conn) is not None
 
     def refuse(self, error: KubeTunnelError) -> layer.CommandGenerator[None]:
+        self.lanes.explain(self.flow.server_conn, error)
         self.flow.response = refusal(error, self.flow.request)
         self.flow.error = flow.Error(str(error))
         self.response_body_buf.clear()

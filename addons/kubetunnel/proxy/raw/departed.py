@@ -7,6 +7,7 @@ more it shows the inode 0 (proc(5), /proc/net/tcp).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import struct
@@ -16,13 +17,23 @@ from pathlib import Path
 from mitmproxy.connection import Client
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_FINISHED = {"04", "05", "06"}  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT of include/net/tcp_states.h
+_CLOSED = 7  # TCP_CLOSE of include/net/tcp_states.h
+_FINISHED = {"04", "05", "06"}  # FIN_WAIT1, FIN_WAIT2, TIME_WAIT
 
 
 def departed(clients: list[Client]) -> list[Client]:
     """Those of the clients whose end of the connection is in no program's hands. None where that cannot be told."""
     wanted = {key: client for client in clients for key in _keys(client)}
     return [wanted[key] for key in _orphans() if key in wanted] if wanted else []
+
+
+def is_reset(transport: asyncio.BaseTransport) -> bool:
+    """Whether the client has reset this connection, also where nothing is read of it, and so nothing tells."""
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    if connection is None or connection.fileno() < 0 or not hasattr(socket, "TCP_INFO"):
+        return False
+    # the first byte of struct tcp_info is the state
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSED
 
 
 def _orphans() -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """Raw TCP and opaque TLS: bytes from the client to the pod and back, shown as one TCP flow with counts.
 
 Where nothing lies between the bytes and the sockets, a `Relay` takes the transports: half the processor time of
-mitmproxy's events. Inside TLS that is terminated here, or a CONNECT stream of HTTP/2, the bytes exist in mitmproxy's
-layers only, so they are passed on by events.
+mitmproxy's events. Inside TLS that is terminated here the bytes exist in mitmproxy's layers only, so they are passed on
+by events.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from mitmproxy.connection import Client, Connection, ConnectionState
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http import HttpStream
 from mitmproxy.proxy.layers.tcp import TcpEndHook, TcpErrorHook, TcpStartHook
 from mitmproxy.tcp import TCPFlow
 
@@ -112,8 +111,7 @@ class RawLayer(layer.Layer):
 
     def _is_plain(self) -> bool:
         """Whether what is sent here is what is in the sockets."""
-        in_http2 = any(isinstance(lower, HttpStream) and lower.flow.request.is_http2 for lower in self.context.layers)
-        return not (self.context.client.tls or self.context.server.tls or in_http2)
+        return not (self.context.client.tls or self.context.server.tls)
 
     def hand_over(self, event: events.Event) -> layer.CommandGenerator[None]:
         """mitmproxy passes on what it has read; `ConnectionClosed` means that this was all, see `relay`."""

@@ -25,6 +25,7 @@ from kubetunnel.proxy.raw.traffic import Traffic
 from kubetunnel.proxy.routing import error_of
 
 CLIENT_RESET = "The client reset the connection."
+CLIENT_LEFT = "The client went away, and the pod does not read what it had sent."
 
 _LINGER_0_S = struct.pack("ii", 1, 0)  # struct linger of socket(7): on, 0 s: close() sends RST
 
@@ -82,6 +83,17 @@ class Relay:
             for end in ends:
                 if not end.lost:
                     end.transport.abort()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the client is not read, since the pod takes no more: its end would not be noticed."""
+        return self.running and not self._client.lost and not self._client.transport.is_reading()
+
+    def client_left(self, *, by_reset: bool) -> None:
+        """Nobody waits for what a stalled relay could still do."""
+        self.failure = CLIENT_RESET if by_reset else CLIENT_LEFT
+        for end in (self._server, self._client):
+            end.transport.abort()
 
     def lost(self, end: _End, error: Exception | None) -> None:
         """One transport is closed: in order, or by its peer's reset, or by the failure of a stream."""

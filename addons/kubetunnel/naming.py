@@ -1,0 +1,146 @@
+"""Names that resolve: the DNS server, the virtual IPs that it answers, and listeners on loopback without root.
+
+What is wanted follows from the settings and from what `netsetup up` made of the machine's network, which may come or go
+while the tunnel runs; when it changes, all of it is made anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+
+from kubetunnel.core.settings import Settings
+from kubetunnel.core.vips import Address, Network
+from kubetunnel.dns import ClusterNames
+from kubetunnel.proxy.clusters import Clusters
+from kubetunnel.proxy.loopback import LoopbackListeners
+from kubetunnel.proxy.mode import serve_connection
+from kubetunnel.proxy.virtual_destinations import VirtualDestinations
+from kubetunnel.virtual_addresses import VirtualAddresses, default_path
+from netsetup.dns_server import DnsPortUnavailable, DnsServer
+from netsetup.resolvers import system_resolvers
+from netsetup.state import State
+
+logger = logging.getLogger(__name__)
+
+# of 127.0.0.0/8, which Linux lets any user listen in; away from 127.0.0.x and 127.0.1.1, which distributions use
+LOOPBACK_RANGE = ip_network("127.64.0.0/16")
+
+
+@dataclass(frozen=True, slots=True)
+class NamingPlan:
+    """What is to be there.
+
+    Attributes:
+        ranges, reserved: of the virtual IPs.
+        shared: every name's address, in the place of virtual IPs.
+        proxy_ips: addresses that lead to the tunnel and stand for no name of their own.
+        dns: host and port of the DNS server, None for no server.
+    """
+
+    zones: tuple[str, ...]
+    ranges: tuple[Network, ...]
+    reserved: tuple[Address, ...] = ()
+    shared: Address | None = None
+    proxy_ips: tuple[Address, ...] = ()
+    loopback: bool = False
+    dns: tuple[str, int] | None = None
+    tcp: bool = True
+    ttl_s: int = 5
+    resolvers: tuple[tuple[str, int], ...] = ()
+    idle_timeout_s: float = 300.0
+
+
+def plan_naming(settings: Settings, machine: State | None) -> NamingPlan:
+    """What the settings ask for on this machine.
+
+    Args:
+        machine: what `netsetup up` did, None where it did not.
+    """
+    dns = settings.dns
+    reserved: tuple[Address, ...] = ()
+    proxy_ips: tuple[Address, ...] = ()
+    if settings.network.loopback:
+        ranges: tuple[Network, ...] = (LOOPBACK_RANGE,)
+    elif machine is not None:
+        ranges, reserved, proxy_ips = machine.ranges, (machine.dns_ip, machine.proxy_ip), (machine.proxy_ip,)
+    else:
+        ranges = tuple(ip_network(text) for text in settings.network.ip_ranges)
+    shared = None
+    if dns.answer == "shared" or (machine is not None and not machine.redirected and not settings.network.loopback):
+        shared = machine.proxy_ip if machine is not None else ip_address("127.0.0.1")
+    return NamingPlan(
+        (settings.cluster.zone, *(other.zone for other in settings.zones)), ranges, reserved, shared, proxy_ips,
+        loopback=settings.network.loopback,
+        dns=(dns.ip, dns.port) if dns.enabled else None,
+        tcp=dns.tcp,
+        ttl_s=round(dns.ttl_s),
+        resolvers=machine.resolvers if machine is not None else system_resolvers([dns.ip]),
+        idle_timeout_s=settings.pool.idle_timeout_s,
+    )  # fmt: skip
+
+
+class Naming:
+    """Makes what the plan says, and unmakes it."""
+
+    def __init__(self, clusters: Clusters, virtual: VirtualDestinations) -> None:
+        self._clusters = clusters
+        self._virtual = virtual
+        self._plan: NamingPlan | None = None
+        self._server: DnsServer | None = None
+        self._listeners: LoopbackListeners | None = None
+        self._changing = asyncio.Lock()
+
+    @property
+    def dns_address(self) -> tuple[str, int] | None:
+        """Where the DNS server listens; None while there is none."""
+        return self._server.addresses[0][:2] if self._server else None
+
+    async def apply(self, plan: NamingPlan) -> None:
+        """Takes up a plan. What cannot be had is told of in a line, and the rest is there."""
+        async with self._changing:
+            if plan != self._plan:
+                await self._unmake()
+                self._plan = plan
+                await self._make(plan)
+
+    async def aclose(self) -> None:
+        """Ends server and listeners."""
+        async with self._changing:
+            await self._unmake()
+
+    async def _make(self, plan: NamingPlan) -> None:
+        path = default_path("loopback-addresses.json" if plan.loopback else "virtual-addresses.json")
+        addresses = VirtualAddresses(plan.ranges, path=path, reserved=plan.reserved)
+        if plan.loopback:
+            self._listeners = LoopbackListeners(serve_connection, idle_timeout_s=plan.idle_timeout_s)
+        self._virtual.configure(
+            addresses,
+            shared=plan.proxy_ips,
+            service_port=self._listeners.service_port if self._listeners else None,
+        )
+        if plan.dns is None:
+            return
+        names = ClusterNames(self._clusters, addresses, shared=plan.shared, listeners=self._listeners)
+        server = DnsServer(
+            names, host=plan.dns[0], port=plan.dns[1], tcp=plan.tcp, upstreams=plan.resolvers, ranges=plan.ranges,
+            ttl_s=plan.ttl_s,
+        )  # fmt: skip
+        try:
+            await server.start()
+        except DnsPortUnavailable as e:
+            logger.warning("No DNS server: %s", e)
+            return
+        self._server = server
+
+    async def _unmake(self) -> None:
+        self._plan = None
+        self._virtual.configure(None)
+        server, self._server = self._server, None
+        if server is not None:
+            await server.aclose()
+        listeners, self._listeners = self._listeners, None
+        if listeners is not None:
+            listeners.close()

@@ -1,0 +1,188 @@
+"""The upstreams' side of the HTTP layer: carries out what the pool decides, and ends those that nobody uses."""
+
+# ruff: noqa: S101 - asserts tell the type checker what the states guarantee, as in mitmproxy
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mitmproxy.connection import Connection, Server
+from mitmproxy.proxy import commands, events, layer, tunnel
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers import tls
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, RegisterHttpConnection, _upstream_proxy
+
+from kubetunnel.core.errors import UpstreamProtocol
+from kubetunnel.proxy.http.client import KubeHttpClient
+from kubetunnel.proxy.http.deadlines import Deadlines
+from kubetunnel.proxy.http.events import GetUpstream, GetUpstreamCompleted, Origin, UpstreamDraining, UpstreamFree
+from kubetunnel.proxy.http.failures import Failures
+from kubetunnel.proxy.http.h2_client import KubeHttp2Client
+from kubetunnel.proxy.http.lanes import Lanes
+from kubetunnel.proxy.http.pool import MAX_IDLE, MAX_UPSTREAMS, Assign, Open, UpstreamPool
+from kubetunnel.proxy.http.request import ExchangePolicy
+
+IDLE_TIMEOUT_S = 300.0  # the default of pool.idle_timeout
+
+
+@dataclass(frozen=True, slots=True)
+class HttpPolicy:
+    """Limits of one client connection; the bounds are for each origin (address and TLS).
+
+    Args:
+        idle_timeout_s: an upstream that serves nobody for so long is closed. None: it stays with its client.
+    """
+
+    exchange: ExchangePolicy = field(default_factory=ExchangePolicy)
+    max_upstreams: int = MAX_UPSTREAMS
+    max_idle: int = MAX_IDLE
+    idle_timeout_s: float | None = IDLE_TIMEOUT_S
+
+
+class UpstreamSide(HttpLayer):
+    """What is here is the half of `KubeHttpLayer` that has to do with upstreams."""
+
+    def __init__(
+        self,
+        context: Context,
+        mode: HTTPMode,
+        failures: Failures,
+        policy: HttpPolicy,
+        lanes: Lanes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(context, mode)
+        self.failures = failures
+        self.policy = policy
+        self.lanes = lanes
+        self.pool = UpstreamPool(policy.max_upstreams, policy.max_idle, lanes.is_crowded)
+        self._clock = clock
+        self._idle: Deadlines[Server] = Deadlines()
+        self._wakeups: set[commands.RequestWakeup] = set()
+
+    @abstractmethod
+    def event_to_child(self, child: layer.Layer, event: events.Event) -> layer.CommandGenerator[None]:
+        """Lets the child handle the event, and does what it commands."""
+
+    def ask_for_upstream(self, request: GetUpstream) -> layer.CommandGenerator[None]:
+        """An exchange needs an upstream."""
+        self.pool.ask(request)
+        yield from self._serve(request.origin)
+
+    def _serve(self, origin: Origin) -> layer.CommandGenerator[None]:
+        while step := self.pool.next_step(origin):
+            if isinstance(step, Assign):
+                self._idle.discard(step.lease.connection)
+                stream = self.command_sources.pop(step.request)
+                yield from self.event_to_child(stream, GetUpstreamCompleted(step.request, step.lease))
+            elif isinstance(step, Open):
+                yield from self.open_upstream(step.origin, shared=step.shared)
+            else:
+                yield commands.CloseConnection(step.connection)
+
+    def open_upstream(self, origin: Origin, *, shared: bool = False) -> layer.CommandGenerator[layer.Layer]:
+        """Begins to open one. Returns its lowest layer."""
+        context = self.context.fork()
+        stack = tunnel.LayerStack()
+        if not self._is_at_hand(context.server, origin):
+            context.server = Server(address=origin.address)
+            context.server.via = origin.via
+            if shared:
+                self.lanes.share(context.server)
+            if origin.via:
+                stack /= _upstream_proxy.HttpUpstreamProxy.make(context, True)
+            if origin.tls:
+                context.server.sni = self._sni(origin)
+                stack /= tls.ServerTLSLayer(context)
+        stack /= KubeHttpClient(context)
+        self.pool.begin(origin, context.server, shared=self.lanes.is_shared(context.server))
+        self.connections[context.server] = stack[0]
+        yield from self.event_to_child(stack[0], events.Start())
+        return stack[0]
+
+    def _is_at_hand(self, server: Server, origin: Origin) -> bool:
+        """Whether the connection that was opened before us, for a CONNECT, is one of this origin."""
+        known = server in self.connections
+        same = server.address == origin.address and server.tls == origin.tls and server.via == origin.via
+        return same and server.connected and not known
+
+    def _sni(self, origin: Origin) -> str:
+        server = self.context.server
+        if self.mode is HTTPMode.transparent and origin.address == server.address:
+            return server.sni or self.context.client.sni or origin.address[0]
+        return origin.address[0]
+
+    def register_connection(self, command: RegisterHttpConnection) -> layer.CommandGenerator[None]:
+        server = command.connection
+        assert isinstance(server, Server)
+        origin = self.pool.origin(server)
+        if command.err is None:
+            self.pool.opened(server, "h2" if server.alpn == b"h2" else "http/1")
+            yield from self._note_idle(server)
+        else:
+            where = f"{origin.address[0]}:{origin.address[1]}"
+            error = self.failures.connect_error(self.context.client, origin.address)
+            error = error or UpstreamProtocol(f"{where}: {command.err}.")
+            self.connections.pop(server, None)
+            for request in self.pool.failed(server):
+                stream = self.command_sources.pop(request)
+                yield from self.event_to_child(stream, GetUpstreamCompleted(request, error))
+        yield from self._serve(origin)
+
+    def upstream_changed(self, command: UpstreamFree | UpstreamDraining) -> layer.CommandGenerator[None]:
+        """It is free for others, or no more."""
+        server = command.connection
+        if server not in self.pool:
+            return
+        if isinstance(command, UpstreamDraining):
+            self.pool.drain(server)
+        elif not self._serves_others(server):
+            self.pool.release(server)
+            yield from self._note_idle(server)
+        yield from self._serve(self.pool.origin(server))
+
+    def _serves_others(self, server: Server) -> bool:
+        handler = self.connections.get(server)
+        http = handler.context.layers[-1] if handler else None
+        return isinstance(http, KubeHttp2Client) and not http.is_idle
+
+    def forget_connection(self, connection: Connection) -> layer.CommandGenerator[None]:
+        """It is closed, and with it what was tunnelled in it."""
+        handler = self.connections.pop(connection, None)
+        for server in [s for s, h in self.connections.items() if h is handler and s in self.pool] + [connection]:
+            if isinstance(server, Server) and server in self.pool:
+                yield commands.CloseConnection(server)
+                self.connections.pop(server, None)
+                self._idle.discard(server)
+                origin = self.pool.origin(server)
+                self.pool.forget(server)
+                yield from self._serve(origin)
+
+    # those that nobody uses
+
+    def _note_idle(self, server: Server) -> layer.CommandGenerator[None]:
+        limit_s = self.policy.idle_timeout_s
+        if limit_s is not None and self._idle.set(server, self._clock() + limit_s):
+            yield self.wake_in(limit_s)
+
+    def close_idle(self) -> layer.CommandGenerator[None]:
+        """To be called at a wakeup."""
+        for server in self._idle.passed(self._clock()):
+            yield commands.Log(f"{server.address}: idle for {self.policy.idle_timeout_s:g} s.")
+            self.pool.retire(server)
+            yield commands.CloseConnection(server)
+        yield from self.wake_at(self._idle.next_wakeup(self._clock()))
+
+    def wake_at(self, at_s: float | None) -> layer.CommandGenerator[None]:
+        """Asks for a wakeup at that time, if there is one."""
+        if at_s is not None:
+            yield self.wake_in(max(0.0, at_s - self._clock()))
+
+    def wake_in(self, delay_s: float) -> commands.RequestWakeup:
+        """A wakeup of ours: seconds from now."""
+        command = commands.RequestWakeup(delay_s)
+        self._wakeups.add(command)
+        return command

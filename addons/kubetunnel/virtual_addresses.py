@@ -1,0 +1,236 @@
+"""The virtual IPs of this user, kept in a file: the same address for a name after a restart, also where names collided.
+
+The standalone DNS server and the proxy are processes of their own and share the file: one assigns, the other sees it.
+It is replaced as a whole (rename(2) is atomic), by whoever holds the lock beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import fcntl
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from kubetunnel.core.errors import Timeout
+from kubetunnel.core.vips import Address, Network, NoVirtualIP, VirtualIPs
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+
+# An address that was told by DNS is remembered by clients, some for as long as they run. So it goes to another name
+# only when there is no other one left, and nobody has asked for its name for so long
+UNUSED_DAYS = 30
+
+LOCK_PATIENCE_S = 2.0  # another process holds it for milliseconds
+_LOCK_INTERVAL_S = 0.01
+
+
+def default_path(name: str = "virtual-addresses.json") -> Path:
+    """Where the file is (XDG Base Directory Specification 0.8, `$XDG_STATE_HOME`)."""
+    home = os.environ.get("XDG_STATE_HOME", "")
+    # the specification: a relative path is invalid and to be ignored
+    state = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
+    return state / "kube-tunnel" / name
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What is known of the file, of one version of it: the assignments, and the day each name was last asked for."""
+
+    ips: VirtualIPs
+    used: Mapping[str, datetime.date]
+    version: tuple[int, ...]
+
+
+class VirtualAddresses:
+    """Addresses for names.
+
+    Args:
+        ranges, reserved: as those of `VirtualIPs`. Assignments in the file that lie elsewhere are dropped.
+        path: the file; its directory is made.
+        today: the date.
+    """
+
+    def __init__(
+        self,
+        ranges: Sequence[Network],
+        *,
+        path: Path,
+        reserved: Collection[Address] = (),
+        today: Callable[[], datetime.date] = lambda: datetime.datetime.now(datetime.UTC).date(),
+    ) -> None:
+        self._ranges, self._reserved = tuple(ranges), frozenset(reserved)
+        self._path = path
+        self._today = today
+        self._assigning = asyncio.Lock()
+        self._unreadable: tuple[int, ...] | None = None
+        self._told_unwritable = False
+        self._kept = self._read(_Kept(VirtualIPs(self._ranges, reserved=self._reserved), {}, ()))
+
+    @property
+    def assigned(self) -> Mapping[str, Address]:
+        """Every name with its address, as last seen."""
+        return self._kept.ips.assigned
+
+    def covers(self, address: Address) -> bool:
+        """Whether it lies in the ranges, be it somebody's or not."""
+        return self._kept.ips.covers(address)
+
+    def name_of(self, address: Address) -> str | None:
+        """The full name that has this address; one that another process assigned is seen, too."""
+        name = self._kept.ips.name_of(address)
+        if name is None and self.covers(address):
+            self._kept = self._read(self._kept)
+            name = self._kept.ips.name_of(address)
+        return name
+
+    async def address_of(self, name: str) -> Address:
+        """The address of a full name, in any case.
+
+        Raises:
+            NoVirtualIP: all are taken, and by names that are in use.
+            Timeout: another process does not let go of the file.
+        """
+        name = name.lower()
+        if (found := self._known(name)) is not None:
+            return found
+        async with self._assigning:
+            if (found := self._known(name)) is not None:
+                return found
+            before = self._kept
+            self._kept = await asyncio.to_thread(self._assign, before, name)
+            found = self._kept.ips.assigned[name]
+            if before.ips.assigned.get(name) != found:
+                logger.info("%s has the virtual IP %s.", name, found)
+            return found
+
+    def _known(self, name: str) -> Address | None:
+        """Without a look at the file, where the name was asked for today; that is told to the file once a day."""
+        return self._kept.ips.assigned.get(name) if self._kept.used.get(name) == self._today() else None
+
+    def _assign(self, before: _Kept, name: str) -> _Kept:
+        """In a thread: `before` is not changed."""
+        today = self._today()
+        try:
+            with self._locked():
+                kept = self._read(before)
+                ips = VirtualIPs(self._ranges, reserved=self._reserved, known=kept.ips.assigned)
+                used = dict(kept.used)
+                _address_of(ips, used, name, today)
+                used[name] = today
+                return self._write(_Kept(ips, used, ()))
+        except OSError as e:
+            self._tell_unwritable(e)
+        ips = VirtualIPs(self._ranges, reserved=self._reserved, known=before.ips.assigned)
+        ips.address_of(name)
+        return _Kept(ips, {**before.used, name: today}, before.version)
+
+    def _tell_unwritable(self, error: OSError) -> None:
+        if not self._told_unwritable:
+            self._told_unwritable = True
+            logger.warning(
+                "The virtual IPs cannot be kept in %s (%s): other processes do not know them, and after a restart "
+                "some names may have others.",
+                self._path,
+                error.strerror or error,
+            )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # not the file itself: who waits for the lock of one that is replaced holds nothing
+        lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            deadline_s = time.monotonic() + LOCK_PATIENCE_S
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as e:
+                    if time.monotonic() > deadline_s:
+                        raise Timeout(
+                            f"Another process has held {self._path.with_suffix('.lock')} for {LOCK_PATIENCE_S:g} s.",
+                            command=f"fuser -v {self._path.with_suffix('.lock')}",
+                        ) from e
+                    time.sleep(_LOCK_INTERVAL_S)
+            yield
+        finally:
+            os.close(lock)
+
+    def _read(self, known: _Kept) -> _Kept:
+        """The file's content; `known` where it has not changed since, or cannot be read."""
+        try:
+            with self._path.open("rb") as file:
+                version = _version(os.fstat(file.fileno()))
+                if version in (known.version, self._unreadable):
+                    return known
+                content = file.read()
+        except FileNotFoundError:
+            return known
+        except OSError as e:
+            self._tell_unwritable(e)
+            return known
+        try:
+            assigned, used = _parse(json.loads(content))
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            self._unreadable = version
+            logger.warning("%s is not a file of virtual IPs (%s); it will be replaced.", self._path, e)
+            return known
+        ips = VirtualIPs(self._ranges, reserved=self._reserved, known=assigned)
+        return _Kept(ips, {name: day for name, day in used.items() if name in ips.assigned}, version)
+
+    def _write(self, kept: _Kept) -> _Kept:
+        names = {
+            name: {"address": str(address), "used": kept.used[name].isoformat()}
+            for name, address in kept.ips.assigned.items()
+        }
+        # made with mode 0600
+        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump({"format": FORMAT, "names": names}, file, indent=1)
+                file.flush()
+                version = _version(os.fstat(file.fileno()))
+            Path(temporary).replace(self._path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return _Kept(kept.ips, kept.used, version)
+
+
+def _address_of(ips: VirtualIPs, used: dict[str, datetime.date], name: str, today: datetime.date) -> None:
+    try:
+        ips.address_of(name)
+    except NoVirtualIP:
+        oldest = min((each for each in ips.assigned), key=lambda each: used[each])
+        if (today - used[oldest]).days < UNUSED_DAYS:
+            raise
+        logger.info("%s was not asked for since %s: its virtual IP goes to %s.", oldest, used.pop(oldest), name)
+        ips.release(oldest)
+        ips.address_of(name)
+
+
+def _parse(content: Any) -> tuple[dict[str, Address], dict[str, datetime.date]]:
+    """Raises ValueError, KeyError, TypeError, AttributeError: it is not what `_write` writes."""
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']!r}")
+    names = {name.lower(): entry for name, entry in content["names"].items()}
+    return (
+        {name: ip_address(entry["address"]) for name, entry in names.items()},
+        {name: datetime.date.fromisoformat(entry["used"]) for name, entry in names.items()},
+    )
+
+
+def _version(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -1,0 +1,69 @@
+"""Parts of an answer are passed on when they arrive: pod and client share a clock here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from kubetunnel.sim.cluster import SimCluster
+from kubetunnel.sim.objects import Port, ServiceSpec
+from tests.proxy.loopback import connect
+from tests.simulated import simulated
+from tests.tunnel import Tunnel
+
+POD_PORT = 7006
+PARTS = 20
+PAUSE_S = 0.06
+LIMIT_S = 0.02  # far less than the pause: a part that waits for the next one comes too late
+
+HEADS = {
+    "/sse": b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n",
+    "/chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
+    "/upgrade": b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ticks\r\n\r\n",
+}
+
+
+async def tick(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Sends the time, now and then."""
+    path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
+    writer.write(HEADS[path])
+    for _ in range(PARTS):
+        await asyncio.sleep(PAUSE_S)
+        event = b"data: %.6f\n\n" % time.monotonic()
+        writer.write(b"%x\r\n%s\r\n" % (len(event), event) if path == "/chunked" else event)
+        await writer.drain()
+    writer.write(b"0\r\n\r\n" if path == "/chunked" else b"")
+
+
+@pytest.fixture(scope="module")
+def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
+    kubeconfig = tmp_path_factory.mktemp("sim") / "kubeconfig"
+
+    async def prepare(cluster: SimCluster) -> None:
+        workload = cluster.pod("demo", "pair").workload
+        assert workload is not None
+        await workload.listen(POD_PORT, tick)
+        await cluster.add_service(ServiceSpec("demo", "ticks", (Port(80, "http", POD_PORT),), {"app": "pair"}))
+        cluster.kubeconfig(kubeconfig)
+
+    with simulated(prepare), Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=kubeconfig) as tunnel:
+        yield tunnel
+        assert "Traceback" not in tunnel.log, tunnel.log
+
+
+@pytest.mark.parametrize("path", HEADS)
+def test_each_part_is_passed_on_when_it_arrives(tunnel: Tunnel, path: str) -> None:
+    fields = "Connection: Upgrade\r\nUpgrade: ticks\r\n" if path == "/upgrade" else ""
+    late_s: list[float] = []
+    buffer = b""
+    with connect(tunnel.port) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: ticks.demo\r\n{fields}\r\n".encode())
+        while data := client.recv(1 << 16):
+            now_s = time.monotonic()
+            *events, buffer = (buffer + data).split(b"\n\n")
+            late_s += [now_s - float(event.rpartition(b"data: ")[2]) for event in events]
+    assert len(late_s) == PARTS
+    assert min(late_s) < LIMIT_S  # the machine may be busy, but not each time
