@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+from importlib.metadata import entry_points
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import FrameType
@@ -22,9 +23,23 @@ from netsetup.layout import DEFAULT_RANGES, Address, Wanted
 from netsetup.privileges import find_user, invoking_user, is_root
 from netsetup.state import DEFAULT_STATE
 
+# commands of packages that build on this one, which does not import them: `dns` needs to ask the clusters
+_PLUGINS = "netsetup.commands"
+
 
 class _Group(click.Group):
-    """Ends with our errors' own sentence, and exit code 1."""
+    """Ends with our errors' own sentence, and exit code 1. Has other packages' commands too (entry points)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *entry_points(group=_PLUGINS).names])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (own := super().get_command(ctx, cmd_name)) is not None:
+            return own
+        for plugin in entry_points(group=_PLUGINS, name=cmd_name):
+            found: click.Command = plugin.load()
+            return found
+        return None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -152,7 +152,19 @@ def _forwards(items: Sequence[str]) -> tuple[str, ...]:
     return tuple(items)
 
 
-_LISTS: dict[str, Any] = {"services": parse_services, "zones": _zones, "forwards": _forwards}
+def _prefixes(items: Sequence[str]) -> tuple[str, ...]:
+    versions = {ip_network(item).version for item in items}
+    if len(versions) != 1:
+        raise ValueError("give at least one prefix, and all of IPv4 or all of IPv6")
+    return tuple(items)
+
+
+_LISTS: dict[str, Any] = {
+    "services": parse_services,
+    "zones": _zones,
+    "forwards": _forwards,
+    "network.ip_ranges": _prefixes,
+}
 
 
 def _build(section: type, prefix: str, values: Mapping[str, Any]) -> Any:
