@@ -7,36 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from kubetunnel.core.settings import Settings
+from kubetunnel.cli.setting_flags import FlagCommand, settings_of
+from kubetunnel.core.settings import Settings
 
 
-@click.command("dns")
-@click.option("--config", metavar="FILE", default="", help="The YAML file of settings.")
+@click.command("dns", cls=FlagCommand, sections=("cluster", "dns", "network"))
 @click.option("-v", "--verbose", is_flag=True, help="Tell of clusters and watches as well.")
-def command(config: str, verbose: bool) -> None:
+def command(verbose: bool, **given: Any) -> None:
     """Run the DNS server for the clusters' zones alone, until Ctrl-C.
 
-    Cluster, zones, address and port are the settings of the tunnel: environment and file.
+    Settings are the tunnel's: environment, flags and file.
     """
-    from kubetunnel.setting_sources import read_sources
-    from kubetunnel.setting_values import SettingsError, settings_from
-
-    try:
-        found = read_sources(os.environ, config, chosen_by=("flag", "--config")).values
-        values = {path: value for path, (value, _) in found.items()}
-        settings = settings_from(values, {path: source for path, (_, source) in found.items()})
-    except SettingsError as e:
-        for problem in e.problems:
-            click.echo(f"dns: {problem}", err=True)
-        sys.exit(2)
+    settings = settings_of(given, "dns")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
     sys.exit(asyncio.run(_serve(settings)))
 

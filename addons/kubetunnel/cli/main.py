@@ -15,9 +15,7 @@ from typing import Any
 import click
 
 from kubetunnel import __version__
-from kubetunnel.core.settings import Setting, Settings, every_setting
-from kubetunnel.setting_sources import read_sources
-from kubetunnel.setting_values import OptionValue, Problem, SettingsError, option_value, settings_from
+from kubetunnel.cli.setting_flags import as_click_has_them, flag_options, given_flags, settings_of
 
 _SUBCOMMANDS = {
     "config": "Print the settings in force and where each comes from.",
@@ -26,9 +24,7 @@ _SUBCOMMANDS = {
     "netsetup": "Set the machine's network up or down (needs root).",
     "ca": "Where the certificate authority is, and how to trust it.",
 }
-_FLAGS = {setting.flag: setting for setting in every_setting() if setting.flag}
 _DEFAULT_PORT = 8080  # mitmproxy's
-_MISTAKE = 2  # the exit status of a usage error, as click's
 
 
 class _Commands(click.Group):
@@ -49,7 +45,7 @@ class _Commands(click.Group):
             formatter.write_dl(sorted(_SUBCOMMANDS.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        args = [_as_click_has_it(argument) for argument in args]
+        args = as_click_has_them(args)
         _, rest, _ = self.make_parser(ctx).parse_args(list(args))
         before = len(args) - len(rest)
         if rest and before and args[before - 1] == "--":
@@ -58,51 +54,15 @@ class _Commands(click.Group):
         return super().parse_args(ctx, args)
 
 
-def _as_click_has_it(argument: str) -> str:
-    """`-dns-tcp=false` becomes `--no-dns-tcp`: click's switches take no value, Go's do."""
-    name, equals, value = argument.partition("=")
-    flag = f"--{name.lstrip('-')}"
-    setting = _FLAGS.get(flag)
-    if not (name.startswith("-") and equals and setting and setting.kind == "switch"):
-        return argument
-    try:
-        return flag if option_value(setting, value) else f"--no-{flag[2:]}"
-    except ValueError as e:
-        raise click.BadParameter(str(e), param_hint=flag) from e
-
-
-def _name(setting: Setting) -> str:
-    return setting.path.replace(".", "_")
-
-
-def _option(setting: Setting) -> click.Option:
-    assert setting.flag  # noqa: S101 - those without one are left out
-    flag, name = setting.flag, setting.flag[2:]
-    if setting.kind == "switch":
-        return click.Option(
-            [_name(setting), f"{flag}/--no-{name}", f"-{name}/-no-{name}"], default=None, help=setting.doc
-        )
-    metavar = {"number": "N", "duration": "DURATION"}.get(setting.kind, "TEXT")
-    return click.Option(
-        [_name(setting), flag, f"-{name}"],
-        default=None,
-        metavar=metavar,
-        help=setting.doc,
-        multiple=setting.kind == "list",
-    )
-
-
 @click.pass_context
 def _start(ctx: click.Context, /, **given: Any) -> None:
     if ctx.invoked_subcommand is not None:
         return
-    flags = {setting: given[_name(setting)] for setting in _FLAGS.values()}
     _at_home()
-    given_flags = {setting: value for setting, value in flags.items() if value not in (None, ())}
-    settings = _settings(given_flags, given["config"])
+    settings = settings_of(given)
     arguments = ["-s", str(addon_path())]
-    for setting, value in flags.items():
-        for item in value if isinstance(value, tuple) else [] if value is None else [value]:
+    for setting, value in given_flags(given).items():
+        for item in value if isinstance(value, tuple) else [value]:
             text = str(item).lower() if isinstance(item, bool) else item
             arguments += ["--set", f"{setting.option}={text}"]
     if given["config"]:
@@ -130,29 +90,6 @@ def _at_home() -> None:
     if is_root() and (user := invoking_user(os.environ)):
         os.environ["HOME"] = find_user(user).pw_dir
         os.environ.pop("XDG_CONFIG_HOME", None)
-
-
-def _settings(flags: dict[Setting, Any], config: str | None) -> Settings:
-    """Those of flags, environment and file. Ends the program with all that is wrong in them, at once."""
-    values: dict[str, OptionValue] = {}
-    problems: list[Problem] = []
-    for setting, value in flags.items():
-        try:
-            values[setting.path] = option_value(setting, list(value) if isinstance(value, tuple) else value)
-        except ValueError as e:
-            problems.append(Problem("flag", str(setting.flag), str(e)))
-    try:
-        found = read_sources(os.environ, config or "", chosen_by=("flag", "--config")).values
-    except SettingsError as e:
-        problems += e.problems
-    if problems:
-        for problem in problems:
-            click.echo(f"kube-tunnel: {problem}", err=True)
-        sys.exit(_MISTAKE)
-    for path, (value, source) in found.items():
-        if path not in values or source.startswith("environment"):
-            values[path] = value
-    return settings_from(values)
 
 
 def _cluster(given: dict[str, Any]) -> list[str]:
@@ -184,7 +121,7 @@ def current_kubeconfig() -> str | None:
         # named by the user, so a missing file is an error to tell of and no reason for the demo
         return listed
     default = Path.home() / ".kube" / "config"
-    if default.exists():
+    if os.access(default, os.F_OK):
         return str(default)
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return "the service account of this pod"
@@ -209,8 +146,7 @@ main = _Commands(
         click.Option(
             ["port", "-p", "--port", "-port"], type=click.IntRange(0, 65535), help="The port to listen on (8080)."
         ),
-        click.Option(["config", "--config", "-config"], metavar="FILE", help="The YAML file of settings."),
-        *map(_option, _FLAGS.values()),
+        *flag_options(),
         click.Option(["program", "--web"], flag_value="mitmweb", help="mitmweb: inspect in a browser."),
         click.Option(["program", "--tui"], flag_value="mitmproxy", help="mitmproxy: inspect in the terminal."),
         click.Option(["verbose", "-v", "--verbose", "-verbose"], is_flag=True, help="Tell more."),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from types import FrameType
@@ -80,6 +81,8 @@ def _run_as(user: str | None, run: Callable[[], int]) -> int:
             status = run()
         except SystemExit as e:
             status = e.code if isinstance(e.code, int) else int(e.code is not None)
+        except Exception:  # noqa: BLE001 - supervision point: the stack above is the parent's, who would not tell
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -1,0 +1,144 @@
+"""`sudo kube-tunnel --virtual`, on a machine of the test's own: names resolve for every program, the tunnel is the
+user's, and afterwards nothing is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netsetup.private_network import PROJECT, Machine, machine, why_not
+
+UID = 4242
+USER = "tester"
+API = "client.authentication.k8s.io/v1"
+HOST = "echo.demo.svc.cluster.local"
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
+
+
+def closed_ancestor(path: Path) -> Path | None:
+    """The topmost directory that other users may not enter."""
+    return next((each for each in reversed(path.parents) if not each.stat().st_mode & 0o001), None)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    for parent in (tmp_path, *tmp_path.parents):
+        if not parent.stat().st_mode & 0o001:
+            parent.chmod(0o711)
+    path = tmp_path / "home"
+    path.mkdir()
+    os.chown(path, UID, UID)
+    return path
+
+
+@pytest.fixture
+def ours(tmp_path: Path, home: Path) -> Iterator[Machine]:
+    with machine(tmp_path) as made:
+        with (made.etc / "passwd").open("a") as accounts:
+            accounts.write(f"{USER}:x:{UID}:{UID}::{home}:/bin/sh\n")
+        closed = closed_ancestor(Path(sys.base_prefix))
+        if closed is not None:  # the interpreter is root's: shown to the user, in this mount namespace alone
+            if PROJECT.is_relative_to(closed):
+                pytest.skip(f"other users may not enter {closed}")
+            show = 'mkdir -p "$1" && mount --bind "$2" "$1" && mount -t tmpfs -o mode=755 none "$3"'
+            show += ' && mkdir -p "$2" && mount --bind "$1" "$2"'
+            made.run("sh", "-c", show, "sh", str(tmp_path / "python"), sys.base_prefix, str(closed))
+        made.environ |= {"SUDO_USER": USER, "SUDO_UID": str(UID), "HOME": "/root", "PYTHONUNBUFFERED": "1"}
+        for name in ("KUBECONFIG", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+            made.environ.pop(name, None)
+        yield made
+
+
+class Started:
+    """kube-tunnel in the machine, and what it says."""
+
+    def __init__(self, ours: Machine, *arguments: str) -> None:
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        command = ours.command(sys.executable, "-m", "kubetunnel", *arguments)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ours.environ
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line)
+                self._changed.notify_all()
+
+    def wait_for(self, pattern: str, timeout_s: float = 40) -> str:
+        with self._changed:
+            found = self._changed.wait_for(lambda: re.search(pattern, "".join(self.lines)), timeout_s)
+            assert found, "".join(self.lines)
+            return found[0]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        status = self.process.wait(20)
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+
+def test_names_resolve_and_nothing_is_left(ours: Machine) -> None:
+    before = ours.facts()
+    started = Started(ours, "--virtual", "--demo")
+    try:
+        started.wait_for("Try:")
+        for url in (f"http://{HOST}/hostname", "http://echo-sts-0.echo-sts.demo.svc.cluster.local:8080/hostname"):
+            answer = ours.run("curl", "-sS", "--max-time", "20", "--write-out", " %{http_code}", url)
+            assert answer.stdout.endswith(" 200"), answer.stdout
+        assert ours.run("dig", "+short", "@10.8.0.1", HOST).stdout.startswith("10.")
+        served = ours.run("ss", "-Hltnp", "sport = :8080").stdout
+        pid = re.search(r"pid=(\d+)", served)
+        assert pid is not None, served
+        assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}" in Path(f"/proc/{pid[1]}/status").read_text()
+    finally:
+        status = started.end()
+    assert status == 0, "".join(started.lines)
+    assert ours.facts() == before
+
+
+def test_credential_plugins_are_the_users(ours: Machine, home: Path) -> None:
+    plugin = home / "plugin"
+    plugin.write_text(f"#!/bin/sh\nid -u > {home}/ran\nexit 1\n")
+    plugin.chmod(0o755)
+    (home / ".kube").mkdir(mode=0o755)
+    (home / ".kube" / "config").write_text(
+        f"""
+apiVersion: v1
+kind: Config
+current-context: here
+clusters: [{{name: here, cluster: {{server: "https://127.0.0.1:1"}}}}]
+users: [{{name: me, user: {{exec: {{apiVersion: {API}, command: {plugin}, interactiveMode: Never}}}}}}]
+contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
+"""
+    )
+    started = Started(ours, "--virtual")
+    try:
+        started.wait_for(f"Using the current cluster: {home}/.kube/config")
+        started.wait_for("No cluster yet")
+    finally:
+        started.end()
+    assert (home / "ran").read_text() == f"{UID}\n"
+
+
+def test_without_root_it_says_what_to_type(ours: Machine) -> None:
+    drop = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
+    done = ours.run(*drop, sys.executable, "-m", "kubetunnel", "--virtual", "--demo", check=False)
+    assert done.returncode == 1
+    assert "sudo kube-tunnel --virtual" in done.stderr
+    assert "--loopback" in done.stderr
