@@ -21,6 +21,8 @@ _SUBCOMMANDS = {
     "config": "Print the settings in force and where each comes from.",
     "addon-path": "Print the path of the addon script, for mitmdump -s.",
     "forward": "Listen on local ports for a Service, a Pod or a Deployment.",
+    "doctor": "Check cluster, rights, ports, DNS, interfaces and trust; say what mends it.",
+    "run": "Run a program so that it reaches the cluster's Services.",
     "netsetup": "Set the machine's network up or down (needs root).",
     "ca": "Where the certificate authority is, and how to trust it.",
 }

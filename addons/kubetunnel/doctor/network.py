@@ -1,0 +1,81 @@
+"""The interfaces and redirections of netsetup, as its state file says and as they are; and who else uses the ranges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from kubetunnel.doctor.verdict import Verdict, fail, ok, skip, warn
+from netsetup.errors import NetsetupError
+from netsetup.found import Found, Network, claim_on, without
+from netsetup.layout import Wanted
+from netsetup.machine import find
+from netsetup.setup import Status, status
+from netsetup.state import State, read_state
+
+INTERFACES, RANGES = "interfaces", "virtual IP ranges"
+# of OpenVPN, WireGuard, PPP, macOS, Tailscale, Cisco and Palo Alto
+_VPN_LINK = re.compile(r"\b(tun|tap|wg|ppp|utun|tailscale|cscotun|gpd)\w*\b")
+
+
+def judge_interfaces(found: Status, strangers: Sequence[str]) -> Verdict:
+    """What netsetup made.
+
+    Args:
+        strangers: links that bear our names though nothing is set up.
+    """
+    record = found.record
+    if record is None:
+        if strangers:
+            return warn(
+                INTERFACES,
+                f"{', '.join(strangers)}: left behind by something, for no state file tells of them",
+                f"sudo ip link delete {strangers[0]}",
+            )
+        return skip(INTERFACES, "not set up (netsetup up was not run)", "sudo netsetup up --user $USER")
+    missing = [piece.step.text for piece in found.pieces if piece.found is False]
+    if not record.complete:
+        return fail(INTERFACES, "netsetup up or down was cut in the middle", "sudo netsetup down && sudo netsetup up")
+    if missing:
+        return fail(INTERFACES, f"missing: {'; '.join(missing)}", "sudo netsetup up")
+    if found.conflicts:
+        return fail(INTERFACES, "; ".join(found.conflicts), "sudo netsetup up    (with other --ip-ranges)")
+    unseen = sum(piece.found is None for piece in found.pieces)
+    hidden = f" ({unseen} that only root can see)" if unseen else ""
+    return ok(INTERFACES, f"{len(found.pieces)} pieces of netsetup are there{hidden}")
+
+
+def judge_ranges(ranges: Sequence[Network], found: Found) -> Verdict:
+    """Whether anybody else has a part of the ranges; netsetup's own are to be left out of `found`."""
+    claims = {prefix: claim for prefix in ranges if (claim := claim_on(prefix, found))}
+    if not claims:
+        return ok(RANGES, f"{', '.join(map(str, ranges))}: nobody else's")
+    taken = "; ".join(f"{prefix} is taken by {claim}" for prefix, claim in claims.items())
+    if any(_VPN_LINK.search(claim) for claim in claims.values()):
+        taken += " (a VPN)"
+    mend = "sudo netsetup up --ip-ranges 10.201.0.0/24,10.202.0.0/24    (or others that are nobody's)"
+    if len(claims) == len(ranges):
+        return fail(RANGES, taken, mend)
+    return warn(RANGES, f"{taken}: the other is used", mend)
+
+
+def check_network() -> list[Verdict]:
+    """Interfaces and ranges. Needs no rights. Blocks for some milliseconds."""
+    try:
+        found, looked = find(), status()
+    except NetsetupError as e:
+        return [fail(INTERFACES, e.detail, e.command or "sudo netsetup status")]
+    record = looked.record
+    rest = without(found, record.operations) if record else found
+    names = {record.wanted.dns_link, record.wanted.proxy_link} if record else {Wanted().dns_link, Wanted().proxy_link}
+    strangers = [link.name for link in rest.links if link.name in names]
+    ranges = record.wanted.ip_ranges if record else Wanted().ip_ranges
+    return [judge_interfaces(looked, strangers), judge_ranges(ranges, rest)]
+
+
+def set_up() -> State | None:
+    """What netsetup has made; None where there is nothing, or nothing that can be relied upon."""
+    try:
+        return read_state()
+    except NetsetupError:
+        return None  # `check_network` tells of it
