@@ -39,7 +39,7 @@ class ChannelUpstream(Upstream):
         self._liveness.answers = False
 
     def _open_lane(self, stream: ForwardStream) -> Lane:
-        self._lane = Lane(stream)
+        self._lane = Lane(stream, self._loop.time())
         self._loop.call_soon(self._begin)
         return self._lane
 

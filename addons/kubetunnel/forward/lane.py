@@ -43,6 +43,7 @@ class Owner(Protocol):
 
     def stream_ended(self, upstream: Upstream) -> None: ...
     def upstream_changed(self, upstream: Upstream) -> None: ...
+    def upstream_silent(self, upstream: Upstream) -> None: ...
     def upstream_lost(self, upstream: Upstream, reason: str) -> None: ...
 
 
@@ -51,6 +52,7 @@ class Lane:
     """One stream as its upstream sees it. Times are seconds of the loop's clock."""
 
     stream: ForwardStream
+    opened_at: float
     unheard_bytes: int = 0  # sent since the pod's last byte
     heard_bytes: int = 0  # received since the client's last byte
     sent_at: float = 0.0

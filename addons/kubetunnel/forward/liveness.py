@@ -15,6 +15,7 @@ WAITING_PING_S = 2.0  # where somebody waits for an answer: a dead upstream is a
 DEATH_S = 8.5  # looked at once a second: found within 10 s, also where a busy machine looks late
 UPLOAD_DEATH_S = 120.0  # a pod may be busy for so long with what it has, and read no more of it
 STALL_S = 1.0  # a ping unanswered for so long: not dead yet, but no place for a new stream
+PROOF_S = 1.0  # a runtime has replied to a new stream, or to a ping, by then
 
 
 class Liveness:
@@ -33,21 +34,34 @@ class Liveness:
         self.answers = answers
         self.heard_at = now
         self._looked_at = now
+        self.asked_at: float | None = None
         self._pinged_at: float | None = None
 
     def heard(self, now: float) -> None:
         """Bytes came, of any kind."""
         self.heard_at = now
         self._pinged_at = None
+        self.asked_at = None
+
+    def ask(self, now: float) -> None:
+        """What every live peer answers at once leaves now: a new stream, a ping."""
+        if self.asked_at is None and self.answers:
+            self.asked_at = now
+
+    def unanswered(self, now: float) -> bool:
+        """It was asked, and has not answered as fast as a live peer does."""
+        return self.asked_at is not None and now - self.asked_at >= PROOF_S
 
     def doubt(self, now: float) -> None:
         """The peer is asked whether it is there, and is stalled until it answers."""
         self.heard_at = now
         self._pinged_at = now - STALL_S
+        self.ask(now)
 
     def stalled(self, now: float) -> bool:
-        """A ping is out, and was not answered as fast as a live peer does."""
-        return self.answers and self._pinged_at is not None and now - self._pinged_at >= STALL_S
+        """It was asked or pinged, and has not answered as fast as a live peer does."""
+        pinged = self.answers and self._pinged_at is not None and now - self._pinged_at >= STALL_S
+        return pinged or self.unanswered(now)
 
     def look(
         self, now: float, *, reading: bool, uploading: bool, waiting: bool = False
@@ -63,7 +77,7 @@ class Liveness:
         asleep = gap >= self._ping_interval_s  # the machine was suspended: who knows what is left of the connection
         if not reading or asleep:  # our own silence
             self.heard_at = now
-            self._pinged_at = None
+            self._pinged_at = self.asked_at = None
         if reading and asleep:
             self._pinged_at = now
             return "ping"

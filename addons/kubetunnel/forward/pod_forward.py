@@ -9,13 +9,23 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from kubetunnel.core.catalog import PodPort
-from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol, UpstreamReset
+from kubetunnel.core.errors import (
+    ClusterUnreachable,
+    Forbidden,
+    KubeTunnelError,
+    PodGone,
+    Timeout,
+    UpstreamProtocol,
+    UpstreamReset,
+)
 from kubetunnel.forward.channel_upstream import ChannelUpstream
 from kubetunnel.forward.facts import ForwardBooks, ForwardFacts
 from kubetunnel.forward.policy import Action, Assign, Close, Dial, Fail, PodPolicy
 from kubetunnel.forward.upstream import Upstream
 
 logger = logging.getLogger(__name__)
+
+_ANSWERS = (Forbidden, PodGone, UpstreamReset)  # of the API server, to a dial
 
 
 class Pool(Protocol):
@@ -87,6 +97,12 @@ class PodForward:
             self._do(self.policy.changed(key, now, **state))
             if self.books.state == "broken" and not self._stuck:
                 self.books.change("ready", "it moves again")
+
+    def probe(self, upstream: Upstream) -> None:
+        """The upstream answers nothing. Whether it is dead, or everything is, a new one tells."""
+        self.changed(upstream)
+        if upstream in self._keys:
+            self._do(self.policy.probe(self._loop.time()))
 
     def lost(self, upstream: Upstream, reason: str) -> None:
         """The upstream is gone, or about to be."""
@@ -212,6 +228,11 @@ class PodForward:
         if self._stuck:
             self.books.change("broken", error.detail)
         self._do(self.policy.dial_failed(key, self._loop.time()), error)
+        if isinstance(error, _ANSWERS):
+            self._bury()
+        elif isinstance(error, ClusterUnreachable | Timeout):
+            for upstream in [upstream for upstream in self._keys if upstream.unanswered]:
+                upstream.fail_unheard(error)
 
     def _dialled(self, key: int, upstream: Upstream, how: str) -> None:
         self._upstreams[key] = upstream
@@ -223,3 +244,9 @@ class PodForward:
         self.books.change("ready", how)
         port = upstream.port if isinstance(upstream, ChannelUpstream) else None
         self._do(self.policy.dialled(key, self._loop.time(), port=port))
+        self._bury()
+
+    def _bury(self) -> None:
+        """The API server answers on a new connection: what it has not said on an old one by now, it never will."""
+        for upstream in [upstream for upstream in self._keys if upstream.unanswered]:
+            upstream.found_dead("answers on new connections only: the one in use had died in silence")

@@ -164,6 +164,12 @@ class PodPolicy:
         found.stalled, found.crowded, found.draining = stalled, crowded, found.draining or draining
         return self._close_useless(upstream, found) + self._balance(now)
 
+    def probe(self, now: float) -> list[Action]:
+        """An upstream in use says nothing: a dial tells whether it is dead, and takes its place then."""
+        hopeful = any(not dial.overdue for dial in self._dials.values())
+        full = len(self._upstreams) + len(self._dials) >= self._max_upstreams
+        return [] if hopeful or (self._dials and full) else [self._dial(None, now)]
+
     def lost(self, upstream: int, now: float) -> list[Action]:
         """An upstream is gone, with its streams. Those who shared it come back at once: for them one is dialled."""
         found = self._upstreams.pop(upstream, None)

@@ -177,11 +177,15 @@ class PortForwards:
         if upstream in self._of_upstream:
             self._of_upstream[upstream].changed(upstream)
 
+    def upstream_silent(self, upstream: Upstream) -> None:
+        if upstream in self._of_upstream and not self._closed:
+            self._of_upstream[upstream].probe(upstream)
+
     def upstream_lost(self, upstream: Upstream, reason: str) -> None:
         if upstream in self._of_upstream and not self._closed:
             self._of_upstream[upstream].lost(upstream, reason)
             if upstream.silent:
-                self._access.suspicion.voice(f"upstream {upstream.facts} answers no pings")
+                self._access.suspicion.voice(f"upstream {upstream.facts} had died in silence")
 
     # -- pod_forward.Pool
 

@@ -62,7 +62,7 @@ class SpdyUpstream(Upstream):
             raise UpstreamReset(f"The connection to {stream.target} takes no new streams.")
         common = (("port", str(stream.target.port)), ("requestid", str(self._requests)))
         self._requests += 1
-        lane = _SpdyLane(stream)
+        lane = _SpdyLane(stream, self._loop.time())
         lane.error_id = self._spdy.open_stream((("streamtype", "error"), *common))
         self._spdy.send_data(lane.error_id, b"", fin=True)
         lane.data_id = self._spdy.open_stream((("streamtype", "data"), *common))

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
 from kubetunnel.forward.lane import UpstreamFacts
-from kubetunnel.forward.liveness import Liveness
+from kubetunnel.forward.liveness import PROOF_S, Liveness
 from kubetunnel.forward.spdy import SpdyError
 from kubetunnel.forward.websocket import WebSocketError
 
@@ -43,6 +43,8 @@ class UpgradedConnection(asyncio.BufferedProtocol, ABC):
         self._close_reason = ""
         self._liveness = Liveness(self._loop.time())
         self._read_until = -math.inf  # when the last ping that was answered was sent
+        self._proof_timer: asyncio.TimerHandle | None = None
+        self._doubted = False  # the pool was told that it is silent
 
     # -- what a protocol is
 
@@ -70,6 +72,14 @@ class UpgradedConnection(asyncio.BufferedProtocol, ABC):
     @abstractmethod
     def _end_lanes(self, error: KubeTunnelError | None) -> None:
         """All streams that still run end, with this error or, None, with that of a connection that was cut."""
+
+    @abstractmethod
+    def _unanswered(self) -> None:
+        """It was asked, and does not answer as every live peer does."""
+
+    @abstractmethod
+    def _answered(self) -> None:
+        """It was doubted, and lives."""
 
     # -- the pool's side
 
@@ -131,8 +141,9 @@ class UpgradedConnection(asyncio.BufferedProtocol, ABC):
     def connection_lost(self, exc: Exception | None) -> None:
         self._retire(str(exc) if exc else "the connection ended", broken=True)
         self.lost = True
-        if self._flush_handle:
-            self._flush_handle.cancel()
+        for handle in (self._flush_handle, self._proof_timer):
+            if handle is not None:
+                handle.cancel()
         self._end_lanes(None)
         self.closed.set_result(None)
 
@@ -170,3 +181,22 @@ class UpgradedConnection(asyncio.BufferedProtocol, ABC):
 
     def _heard(self) -> None:
         self._liveness.heard(self._loop.time())
+        if self._doubted:
+            self._doubted = False
+            self._answered()
+
+    def _ask(self) -> None:
+        """What leaves now is answered by a live peer at once: a new stream, a ping."""
+        self._liveness.ask(self._loop.time())
+        if self._proof_timer is None and self._liveness.asked_at is not None:
+            self._proof_timer = self._loop.call_later(PROOF_S, self._prove)
+
+    def _prove(self) -> None:
+        self._proof_timer = None
+        asked_at, now = self._liveness.asked_at, self._loop.time()
+        if asked_at is None or self._close_reason:
+            return
+        unanswered = self._liveness.unanswered(now)
+        self._proof_timer = self._loop.call_at((now if unanswered else asked_at) + PROOF_S, self._prove)
+        if unanswered:
+            self._unanswered()

@@ -24,6 +24,7 @@ from kubetunnel.forward.upgraded import UpgradedConnection, logger
 HELD_BYTES = 1024 * 1024
 CROWD_HELD_BYTES = 16 * 1024 * 1024
 STOPPED_S = 2.0
+QUIET_S = 1.0  # of an upstream on which nothing came for so long a ping asks, with the next bytes, whether it lives
 LINGER_BYTES = 256 * 1024  # of an abandoned stream, before its upstream is closed to stop the download
 LINGER_S = 5.0  # the runtimes end a stream 1 s after our FIN
 
@@ -65,6 +66,12 @@ class Upstream(UpgradedConnection):
         return blocked or self._liveness.stalled(self._loop.time())
 
     @property
+    def unanswered(self) -> bool:
+        """Somebody waits on it, and a live peer would have said something by now."""
+        hears = not self._reading_paused and not self._uploading()
+        return hears and not self._close_reason and self._liveness.unanswered(self._loop.time())
+
+    @property
     def clients(self) -> int:
         """Streams that somebody still uses; a stream that was closed runs on for a moment."""
         return sum(lane.finished_at is None for lane in self._lanes.values())
@@ -85,6 +92,7 @@ class Upstream(UpgradedConnection):
         if self._close_reason:
             raise UpstreamReset(f"The connection to {target} was cut: {self._close_reason}.")
         protocol = protocol_factory()
+        self._ask()
         stream = ForwardStream(self, target, self._loop)
         self._lanes[stream] = self._open_lane(stream)
         self.facts.streams += 1
@@ -104,9 +112,26 @@ class Upstream(UpgradedConnection):
     def doubt(self) -> None:
         """It may be dead, as others are: no place for a new stream before it has answered."""
         if not self._close_reason:
+            self._doubted = True
             self._liveness.doubt(self._loop.time())
+            self._ask()
             self._queue_ping()
             self.flush()
+
+    def found_dead(self, how: str) -> None:
+        """It had not ended, and nobody is at its other end; or nobody who answers."""
+        self.silent = True
+        self.fail(UpstreamReset(f"Pod {self.facts.namespace}/{self.facts.pod} {how}."))
+
+    def fail_unheard(self, error: KubeTunnelError) -> None:
+        """Nobody answers on new connections either: who has come since it fell silent is told so.
+
+        The others may have theirs back when the network is.
+        """
+        asked_at = self._liveness.asked_at
+        for lane in list(self._lanes.values()):
+            if asked_at is not None and lane.opened_at >= asked_at:
+                self._end_lane(lane, type(error)(error.detail, command=error.command))
 
     def look(self, now: float) -> None:
         """Once a second: ping, find death, end what lingers, free neighbours of a stopped stream."""
@@ -116,10 +141,7 @@ class Upstream(UpgradedConnection):
         reading = not self._reading_paused
         verdict = self._liveness.look(now, reading=reading, uploading=self._uploading(), waiting=waiting)
         if verdict == "dead":
-            self.silent = True
-            self.fail(
-                UpstreamReset(f"Pod {self.facts.namespace}/{self.facts.pod} answers no pings: its node may be dead.")
-            )
+            self.found_dead("answers no pings: its node may be dead")
         elif verdict == "ping":
             self._queue_ping()
             self.flush()
@@ -142,6 +164,9 @@ class Upstream(UpgradedConnection):
         lane.unheard_bytes += len(data)
         lane.sent_at = self._loop.time()
         self._queue(lane, data)
+        if lane.sent_at - self._liveness.heard_at >= QUIET_S and self._liveness.asked_at is None:
+            self._queue_ping()
+            self._ask()
         self._schedule(len(data))
         if lane.unheard_bytes >= UPLOAD_BYTES and not lane.heavy:
             self._weigh(lane.sent_at)
@@ -259,6 +284,18 @@ class Upstream(UpgradedConnection):
         cut = f"The port-forward of {self.facts.namespace}/{self.facts.pod} was cut: {self._close_reason}."
         for lane in list(self._lanes.values()):
             self._end_lane(lane, error or self._ended_error(cut))
+
+    def _unanswered(self) -> None:
+        if not self.unanswered:
+            return
+        if self.clients:
+            self._doubted = True
+            self._owner.upstream_silent(self)
+        else:
+            self.abort("it answers no more")
+
+    def _answered(self) -> None:
+        self._owner.upstream_changed(self)
 
     def _retired(self, reason: str) -> None:
         self._owner.upstream_lost(self, reason)

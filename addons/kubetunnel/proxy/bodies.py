@@ -50,6 +50,12 @@ def keep_copy(message: http.Message) -> None:
         copy.kept = None
 
 
+def drop_copy(message: http.Message | None) -> None:
+    """To be called when the message will never be complete."""
+    if message and isinstance(message.stream, BodyCopy):
+        message.stream.kept = None
+
+
 def _is_short(size: int | None) -> bool:
     # None: chunked, -1: until the connection closes
     return size is not None and 0 <= size <= MAX_HELD_BYTES

@@ -40,10 +40,12 @@ class Cluster:
 
     Args:
         settings: kubeconfig, context and namespace, None each for kubectl's default.
+        idle_timeout_s: watches that nobody asks for end after it.
     """
 
-    def __init__(self, settings: ClusterSettings) -> None:
+    def __init__(self, settings: ClusterSettings, idle_timeout_s: float = 300.0) -> None:
         self._settings = settings
+        self._idle_timeout_s = idle_timeout_s
         self._demo: Demo | None = None
         self._session: Session | None = None
         self._opening = asyncio.Lock()
@@ -51,8 +53,12 @@ class Cluster:
         self._retiring: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def configure(self, settings: ClusterSettings, demo: Demo | None) -> None:
-        """Takes other settings; a session that is open under the former ones is ended."""
+    def configure(self, settings: ClusterSettings, demo: Demo | None, idle_timeout_s: float = 300.0) -> None:
+        """Takes other settings; a session that is open under the former ones is ended.
+
+        `idle_timeout_s` holds for the next session.
+        """
+        self._idle_timeout_s = idle_timeout_s
         if (settings, demo) != (self._settings, self._demo):
             self._settings, self._demo = settings, demo
             session, self._session = self._session, None
@@ -70,7 +76,7 @@ class Cluster:
                 loaded_for = (self._settings, self._demo)
                 access = await self._load()
                 if loaded_for == (self._settings, self._demo) and not self._closed:
-                    self._session = _open(access)
+                    self._session = _open(access, self._idle_timeout_s)
                 else:  # other settings came meanwhile
                     await access.aclose()
             return self._session
@@ -140,7 +146,8 @@ class Clusters:
         former, self._clusters = self._clusters, {}
         for zone, cluster_settings in wanted.items():
             cluster = former.pop(zone, None) or Cluster(cluster_settings)
-            cluster.configure(cluster_settings, demo if cluster_settings is main else None)
+            is_first = cluster_settings is main
+            cluster.configure(cluster_settings, demo if is_first else None, settings.pool.idle_timeout_s)
             self._clusters[zone] = cluster
         for cluster in former.values():
             task = asyncio.get_running_loop().create_task(cluster.aclose(), name="cluster of a former zone")
@@ -156,8 +163,8 @@ def _plain(zone: str) -> str:
     return zone.lower().removesuffix(".")
 
 
-def _open(access: ClusterAccess) -> Session:
-    discovery, forwards = Discovery(access), PortForwards(access)
+def _open(access: ClusterAccess, idle_timeout_s: float) -> Session:
+    discovery, forwards = Discovery(access, idle_timeout_s=idle_timeout_s), PortForwards(access)
     known: dict[tuple[str, str], frozenset[str]] = {}
 
     def drain_vanished(namespace: str, service: str, state: ServiceState | None) -> None:

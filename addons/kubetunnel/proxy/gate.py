@@ -265,3 +265,7 @@ class Gate:
     def response(self, flow: http.HTTPFlow) -> None:
         if flow.response:
             bodies.keep_copy(flow.response)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        bodies.drop_copy(flow.request)
+        bodies.drop_copy(flow.response)

@@ -1,11 +1,19 @@
-"""What a flow tells in mitmproxy and mitmweb: the Service as its host, the pod that answered as its comment."""
+"""What a flow tells in mitmproxy and mitmweb: the Service as its host, the pod that answered as its comment.
+
+`flow.metadata["kube"]` has the same and more as plain data, so that a recording tells it without this addon.
+"""
 
 from __future__ import annotations
 
+from weakref import WeakSet
+
 from mitmproxy import http, tcp
+from mitmproxy.connection import Connection
 
 from kubetunnel.proxy.refusals import ERROR_HEADER
-from kubetunnel.proxy.upstreams import Upstreams
+from kubetunnel.proxy.upstreams import Opened, Upstreams
+
+REFUSED = ":no_entry:"  # the marker
 
 
 class Shown:
@@ -15,14 +23,22 @@ class Shown:
 
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams
+        self._seen: WeakSet[Connection] = WeakSet()  # upstreams whose opening was told of with an earlier flow
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         if not flow.live:
             return  # read from a file: it shows already where it went
         self._show(flow)
-        if flow.response and (reason := flow.response.headers.get(ERROR_HEADER)):
-            flow.marked = ":no_entry:"
-            flow.comment = " · ".join(filter(None, [flow.comment, reason]))
+        if flow.response:
+            _show_refusal(flow, flow.response.headers)
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        if flow.live and flow.response and flow.response.trailers:
+            _show_refusal(flow, flow.response.trailers)  # of a gRPC call that failed half-way
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        if flow.live and not flow.response:
+            self._show(flow)
 
     def tcp_start(self, flow: tcp.TCPFlow) -> None:
         self._show(flow)
@@ -31,16 +47,43 @@ class Shown:
         opened = self._upstreams.opened(flow.server_conn) if flow.server_conn else None
         if opened is None:
             return
-        target = opened.upstream.target
-        flow.metadata["kube"] = {
-            "service": str(opened.destination.name),
-            "port": opened.destination.port,
-            "pod": target.pod_port.pod,
-            "namespace": target.pod_port.namespace,
-            "pod_port": target.pod_port.port,
-            "retries": opened.upstream.retries,
-            "forward_ms": round(opened.setup_s * 1000, 1),
-        }
-        parts = [f"{target.pod_port.pod}:{target.pod_port.port}", target.endpoint.zone]
-        parts += [f"{opened.upstream.retries} retries"] if opened.upstream.retries else []
-        flow.comment = " · ".join([*filter(None, parts), f"{opened.setup_s * 1000:.1f} ms"])
+        reused = flow.server_conn in self._seen
+        self._seen.add(flow.server_conn)
+        flow.metadata["kube"] = _facts(opened, reused=reused)
+        flow.comment = _comment(opened, reused=reused)
+
+
+def _facts(opened: Opened, *, reused: bool) -> dict[str, str | int | float | bool]:
+    target = opened.target
+    pod_port, endpoint = target.pod_port, target.endpoint
+    return {
+        "service": str(opened.destination.name),
+        "port": opened.destination.port,
+        "context": opened.destination.session.access.context,
+        "namespace": pod_port.namespace,
+        "pod": pod_port.pod,
+        "pod_port": pod_port.port,
+        "pod_address": pod_port.address,
+        "node": endpoint.node,
+        "zone": endpoint.zone,
+        "retries": opened.retries,
+        "forward_ms": round(opened.setup_s * 1000, 1),
+        "reused": reused,
+    }
+
+
+def _comment(opened: Opened, *, reused: bool) -> str:
+    """`pod:port · zone · retries · forward time`"""
+    pod_port, retries = opened.target.pod_port, opened.retries
+    parts = [f"{pod_port.pod}:{pod_port.port}", opened.target.endpoint.zone]
+    if retries:
+        parts.append("1 retry" if retries == 1 else f"{retries} retries")
+    parts.append("reused" if reused else f"{opened.setup_s * 1000:.1f} ms")
+    return " · ".join(filter(None, parts))
+
+
+def _show_refusal(flow: http.HTTPFlow, headers: http.Headers) -> None:
+    if reason := headers.get(ERROR_HEADER):
+        flow.marked = REFUSED
+        if not flow.comment.endswith(reason):
+            flow.comment = " · ".join(filter(None, [flow.comment, reason]))

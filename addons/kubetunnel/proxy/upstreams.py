@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from mitmproxy.connection import Client, Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events, server, server_hooks
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
+from kubetunnel.core.endpoints import Target
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http
@@ -24,7 +26,7 @@ from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.reading import PausableReaders
 from kubetunnel.proxy.mode import KubeMode
 from kubetunnel.proxy.refusals import own_failure
-from kubetunnel.proxy.routing import Destination, Router, Upstream, error_of
+from kubetunnel.proxy.routing import Destination, Router, error_of
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 
 logger = logging.getLogger(__name__)
@@ -32,11 +34,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Opened:
-    """One upstream of a client connection."""
+    """One upstream of a client connection. `error`: why it ended, once it has."""
 
     destination: Destination
-    upstream: Upstream
+    target: Target
+    retries: int
     setup_s: float
+    reader: asyncio.StreamReader | None
+    error: KubeTunnelError | None = None
+
+    def end(self) -> None:
+        """Lets go of all that leads back to the connection: a traceback's frames do, and a reader's exception has one.
+
+        `Upstreams` knows this for as long as anybody knows the connection, which would be for ever.
+        """
+        if self.reader is not None and (exception := self.reader.exception()):
+            exception.__traceback__ = None
+            error = error_of(exception)
+            self.error = error and copy(error)
+        self.reader = None
 
 
 class Upstreams:
@@ -58,7 +74,8 @@ class Upstreams:
 
     def attach(self, handler: ProxyConnectionHandler) -> None:
         """Stands in for this handler's `open_connection`, whatever its mode is."""
-        handler.open_connection = partial(self._open_connection, handler)  # type: ignore[method-assign]
+        # weak, since one that is part of a cycle would wait for the garbage collector with all its layers
+        handler.open_connection = partial(self._open_connection, ref(handler))  # type: ignore[method-assign]
         client = handler.transports[handler.client]
         if client.reader is not None:
             client.reader = self.readers.wrap(handler.client, client.reader)  # type: ignore[assignment]
@@ -82,13 +99,19 @@ class Upstreams:
     def stream_error(self, connection: Connection) -> KubeTunnelError | None:
         """Why this upstream ended; None where it simply closed."""
         opened = self._opened.get(connection)
-        error = error_of(opened.upstream.reader.exception()) if opened else None
+        if opened is None:
+            return None
+        error = error_of(opened.reader.exception()) if opened.reader else opened.error
         if error is not None:
             self.lanes.explain(connection, error)
         return error
 
-    async def _open_connection(self, handler: ProxyConnectionHandler, command: commands.OpenConnection) -> None:
+    async def _open_connection(
+        self, handler_ref: ref[ProxyConnectionHandler], command: commands.OpenConnection
+    ) -> None:
         """As `ConnectionHandler.open_connection`: opens, reports, and serves the connection until it ends."""
+        handler = handler_ref()
+        assert handler is not None  # noqa: S101 - it is who calls
         # the handler enters this task into its table after it started it, and mitmproxy's tasks start eagerly
         await asyncio.sleep(0)
         connection = command.connection
@@ -103,7 +126,7 @@ class Upstreams:
             return
         connection.timestamp_start = time.time()
         try:
-            opened = await self._open(connection, address, handler.client)
+            opened, writer = await self._open(connection, address, handler.client)
         except KubeTunnelError as e:
             self._remember_error(handler.client, connection, address, e)
             await _fail(handler, command, hook_data, str(e))
@@ -117,13 +140,18 @@ class Upstreams:
             await _fail(handler, command, hook_data, str(e))
             return
         self._opened[connection] = opened
-        explain = partial(opened.destination.explain, opened.upstream.target)
-        self.lanes.opened(connection, opened.upstream.writer.transport, explain)
+        explain = partial(opened.destination.explain, opened.target)
+        self.lanes.opened(connection, writer.transport, explain)
         self._connect_errors.get(handler.client, {}).pop(address, None)
         try:
-            await _serve(handler, command, hook_data, opened.upstream, self.readers)
+            await _serve(handler, command, hook_data, opened, writer, self.readers)
+        except asyncio.CancelledError as e:
+            e.__traceback__ = None  # mitmproxy keeps the exception in a frame that its traceback leads to
+            raise
         finally:
-            opened.upstream.writer.close()
+            writer.close()
+            opened.end()
+            self.lanes.closed(connection)
 
     def _is_ours(self, client: Client, host: str) -> bool:
         # in our own mode nothing but the cluster is ever dialled
@@ -132,10 +160,13 @@ class Upstreams:
     def _remember_error(
         self, client: Client, connection: Server, address: tuple[str, int], error: KubeTunnelError
     ) -> None:
-        self._connect_errors.setdefault(client, {})[address] = error
-        self._unopened[connection] = error
+        # copies, for they have no traceback: see `Opened.end`
+        self._connect_errors.setdefault(client, {})[address] = copy(error)
+        self._unopened[connection] = copy(error)
 
-    async def _open(self, connection: Server, address: tuple[str, int], client: Client) -> Opened:
+    async def _open(
+        self, connection: Server, address: tuple[str, int], client: Client
+    ) -> tuple[Opened, asyncio.StreamWriter]:
         started = time.monotonic()
         if address in self._settled.get(client, ()):
             request = PortRequest(address[1], explicit=True, scheme="")
@@ -148,7 +179,8 @@ class Upstreams:
             version = await self._router.http_version(destination, client_http2=client.alpn == b"h2")
             connection.alpn = b"h2" if version is Http.HTTP2 else None
         upstream = await self._router.open(destination, client.peername[0], shared=self.lanes.is_shared(connection))
-        return Opened(destination, upstream, time.monotonic() - started)
+        setup_s = time.monotonic() - started
+        return Opened(destination, upstream.target, upstream.retries, setup_s, upstream.reader), upstream.writer
 
 
 def port_request(number: int) -> PortRequest:
@@ -161,17 +193,19 @@ async def _serve(
     handler: ProxyConnectionHandler,
     command: commands.OpenConnection,
     hook_data: server_hooks.ServerConnectionHookData,
-    upstream: Upstream,
+    opened: Opened,
+    writer: asyncio.StreamWriter,
     readers: PausableReaders,
 ) -> None:
-    connection, pod_port = command.connection, upstream.target.pod_port
+    connection, pod_port = command.connection, opened.target.pod_port
+    assert opened.reader is not None  # noqa: S101 - it has just been opened
     connection.timestamp_tcp_setup = time.time()
     connection.state = ConnectionState.OPEN
     connection.peername = (pod_port.address, pod_port.port)
     handler.transports[connection] = server.ConnectionIO(
         handler=asyncio.current_task(),
-        reader=readers.wrap(connection, upstream.reader),  # type: ignore[arg-type]
-        writer=upstream.writer,
+        reader=readers.wrap(connection, opened.reader),  # type: ignore[arg-type]
+        writer=writer,
     )
     handler.log(f"server connect {connection.address} -> {pod_port}", logging.DEBUG)
     await handler.handle_hook(server_hooks.ServerConnectedHook(hook_data))

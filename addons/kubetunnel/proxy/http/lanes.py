@@ -18,9 +18,9 @@ from kubetunnel.core.errors import KubeTunnelError
 type Explain = Callable[[KubeTunnelError], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Opened:
-    transport: asyncio.BaseTransport
+    transport: asyncio.BaseTransport | None
     explain: Explain
 
 
@@ -46,6 +46,10 @@ class Lanes:
         """
         self._opened[server] = _Opened(transport, explain)
 
+    def closed(self, server: Server) -> None:
+        """It is open no more. Its transport knows the whole connection, which would so be kept by its own key."""
+        self._opened[server].transport = None
+
     # the layer's side
 
     def share(self, server: Server) -> None:
@@ -55,7 +59,7 @@ class Lanes:
     def is_crowded(self, server: Server) -> bool:
         """Whether another upstream would serve the next request better."""
         opened = self._opened.get(server)
-        return opened is not None and bool(opened.transport.get_extra_info("crowded"))
+        return bool(opened and opened.transport and opened.transport.get_extra_info("crowded"))
 
     def explain(self, server: Connection, error: KubeTunnelError) -> None:
         """Gives the refusal a command, where it has none and the upstream is known."""

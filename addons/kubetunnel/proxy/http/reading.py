@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from ipaddress import ip_address
 from typing import Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 from mitmproxy.connection import Client, Connection
 
@@ -26,6 +26,9 @@ class Readable(Protocol):
 class PausableReader:
     """Passes reads on, unless it is paused. One read that waits already may still bring data.
 
+    A failure is an end, as its handler takes it anyway: raised through the handler's frames it would have a traceback
+    that leads to them, and they to the reader that keeps it, a cycle with all that the connection had.
+
     `is_reading`: whether the peer's end would be noticed now.
     """
 
@@ -36,11 +39,14 @@ class PausableReader:
         self.is_reading = False
 
     async def read(self, n: int, /) -> bytes:
-        """As the reader's."""
+        """As the reader's; none where it fails."""
         await self.may_read.wait()
         self.is_reading = True
         try:
             return await self.reader.read(n)
+        except OSError as e:
+            e.__traceback__ = None
+            return b""
         finally:
             self.is_reading = False
 
@@ -54,16 +60,16 @@ class PausableReaders:
     """The readers of all connections: the `Reading` of `KubeHttpLayer`."""
 
     def __init__(self) -> None:
-        self._readers: WeakKeyDictionary[Connection, PausableReader] = WeakKeyDictionary()
+        self._readers: WeakValueDictionary[str, PausableReader] = WeakValueDictionary()
 
     def wrap(self, connection: Connection, reader: Readable) -> PausableReader:
         """The reader to give to the connection's handler."""
-        pausable = self._readers[connection] = PausableReader(reader)
+        pausable = self._readers[connection.id] = PausableReader(reader)
         return pausable
 
     def pause(self, connection: Connection) -> None:
         """Nothing more is to be read for now. No effect on a connection whose reader was not wrapped."""
-        if reader := self._readers.get(connection):
+        if reader := self._readers.get(connection.id):
             reader.may_read.clear()
 
     def may_have_departed(self, client: Client) -> bool:
@@ -72,5 +78,5 @@ class PausableReaders:
 
     def resume(self, connection: Connection) -> None:
         """Goes on."""
-        if reader := self._readers.get(connection):
+        if reader := self._readers.get(connection.id):
             reader.may_read.set()
