@@ -9,7 +9,7 @@ ARGS ?=
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-run: $(READY) ## the tunnel on 127.0.0.1:8080: your current cluster, else a simulated one (ARGS='…' are its flags)
+run: $(READY) ## the tunnel on 127.0.0.1: your current cluster, else a simulated one (ARGS='…' are its flags)
 	@exec $(BIN)/python -m kubetunnel $(ARGS)
 
 test: $(READY) ## the tests, against the simulated cluster

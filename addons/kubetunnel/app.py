@@ -52,6 +52,7 @@ class KubeTunnel:
         self.addons = [self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams)]
         self.machine_state: Path = DEFAULT_STATE
         self._told = ""
+        self._log_level: str | None = None
         self._sources: SettingSources | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -80,8 +81,19 @@ class KubeTunnel:
             return
         if self.settings.cluster.demo and self.demo is None:
             self.demo = Demo()
+        self._set_log_level()
         self.clusters.configure(self.settings, self.demo if self.settings.cluster.demo else None)
         self.router.configure(self.settings)
+
+    def _set_log_level(self) -> None:
+        level = self.settings.log.level
+        if level is None or level == self._log_level:
+            return
+        self._log_level = level
+        quiet = level == "quiet"
+        ctx.options.update(termlog_verbosity="error" if quiet else level)
+        if quiet and "flow_detail" in ctx.options:
+            ctx.options.update(flow_detail=0)
 
     def running(self) -> None:
         loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from mitmproxy import exceptions
 from mitmproxy.optmanager import OptManager
@@ -31,6 +31,8 @@ def add_options(loader: Any) -> None:
     types: dict[str, Any] = {"switch": bool, "number": int, "list": Sequence[str]}
     for setting in every_setting():
         kind = types.get(setting.kind, str)
+        if setting.kind == "number" and setting.default is None:
+            kind = Optional[int]  # noqa: UP045 - the only spelling that mitmproxy knows
         loader.add_option(setting.option, kind, default_option_value(setting), _help(setting))
 
 

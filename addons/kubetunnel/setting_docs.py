@@ -33,7 +33,7 @@ def shown_default(setting: Setting) -> str:
 def allowed(setting: Setting) -> str:
     """What it takes, in a few words."""
     if setting.choices:
-        return ", ".join(choice or "nothing" for choice in setting.choices)
+        return ", ".join(filter(None, setting.choices))
     kinds = {"switch": "true or false", "duration": "a duration", "number": "a whole number", "list": "a list"}
     form = setting.takes or kinds.get(setting.kind, "a text")
     if setting.kind == "list" and setting.takes:
@@ -127,14 +127,15 @@ def _schema_of(setting: Setting) -> dict[str, Any]:
         case "switch":
             schema |= {"type": "boolean", "default": setting.default}
         case "number":
-            schema |= {"type": "integer", "minimum": setting.least, "maximum": setting.most, "default": setting.default}
+            kinds: Any = "integer" if setting.default is not None else ["integer", "null"]
+            schema |= {"type": kinds, "minimum": setting.least, "maximum": setting.most, "default": setting.default}
         case "duration":
             schema |= {"type": "string", "pattern": _DURATION, "default": format_duration(setting.default)}
         case "list":
             schema |= _list_schema(setting)
         case "text":
             schema |= {"type": "string"} if setting.default is not None else {"type": ["string", "null"]}
-            schema |= {"enum": list(setting.choices)} if setting.choices else {}
+            schema |= {"enum": [choice or None for choice in setting.choices]} if setting.choices else {}
             schema |= {"default": setting.default}
     return {key: value for key, value in schema.items() if value is not None or key == "default"}
 

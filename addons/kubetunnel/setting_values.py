@@ -17,7 +17,7 @@ from kubetunnel.core.settings import Setting, Settings, ZoneSettings, every_sett
 from kubetunnel.forward_specs import parse_entry
 from kubetunnel.service_specs import parse_services, spec_of
 
-type OptionValue = str | int | bool | list[str]
+type OptionValue = str | int | bool | list[str] | None
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -54,6 +54,8 @@ def _plain(setting: Setting, value: Any) -> OptionValue:
         case "switch":
             return _switch(value)
         case "number":
+            if setting.default is None and value in (None, ""):
+                return None
             number = _number(value)
             _check_range(setting, number, str(number))
             return number
@@ -76,7 +78,7 @@ def default_option_value(setting: Setting) -> OptionValue:
         return format_duration(setting.default)
     if setting.kind == "list":
         return list(setting.default)
-    return "" if setting.default is None else setting.default
+    return "" if setting.default is None and setting.kind == "text" else setting.default
 
 
 def settings_from(values: Mapping[str, OptionValue], sources: Mapping[str, str] | None = None) -> Settings:

@@ -47,16 +47,16 @@ def test_without_anything_it_is_mitmdump_with_the_addon(runner: CliRunner) -> No
 @pytest.mark.parametrize(
     ("arguments", "passed"),
     [
-        (("-port=9090",), ("-p", "9090")),
-        (("--port", "9090"), ("-p", "9090")),
-        (("-p9090",), ("-p", "9090")),
-        (("-context=prod", "-verbose"), ("--set", "kube_context=prod", "--verbose")),
+        (("-port=9090",), ("--set", "kube_proxy_port=9090")),
+        (("--port", "9090"), ("--set", "kube_proxy_port=9090")),
+        (("-p9090",), ("--set", "kube_proxy_port=9090")),
+        (("-context=prod", "-verbose"), ("--set", "kube_context=prod", "--set", "kube_log_level=debug")),
         (("--max-retries", "0"), ("--set", "kube_retry_max=0")),
         (("-demo",), ("--set", "kube_demo=true")),
         (("-demo=false",), ("--set", "kube_demo=false")),
         (("--no-demo",), ("--set", "kube_demo=false")),
         (("--set", "a=1", "--set", "b=2"), ("--set", "a=1", "--set", "b=2")),
-        (("-q", "--", "-w", "ca"), ("--quiet", "-w", "ca")),
+        (("-q", "--", "-w", "ca"), ("--set", "kube_log_level=quiet", "-w", "ca")),
     ],
 )
 def test_what_reaches_mitmproxy(runner: CliRunner, arguments: tuple[str, ...], passed: tuple[str, ...]) -> None:
@@ -95,7 +95,7 @@ def test_all_mistakes_are_told_at_once(runner: CliRunner, tmp_path: Path) -> Non
         (("-demo=maybe",), "'maybe' is neither true nor false"),
         (("--prot", "80"), r"No such option '--prot'.*--port"),
         (("forwrad",), "No such command 'forwrad'"),
-        (("-port=99999",), "99999 is not in the range"),
+        (("-port=99999",), "99999 is more than 65535"),
     ],
 )
 def test_a_mistake_says_what_is_allowed(runner: CliRunner, arguments: tuple[str, ...], told: str) -> None:

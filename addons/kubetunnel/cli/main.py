@@ -26,7 +26,7 @@ _SUBCOMMANDS = {
     "netsetup": "Set the machine's network up or down (needs root).",
     "ca": "Where the certificate authority is, and how to trust it.",
 }
-_DEFAULT_PORT = 8080  # mitmproxy's
+DEFAULT_USER_PORT = 8080  # for who is not root
 
 
 class _Commands(click.Group):
@@ -71,9 +71,8 @@ def _start(ctx: click.Context, /, **given: Any) -> None:
         arguments += ["--set", f"kube_config={given['config']}"]
     for assignment in given["assignments"]:
         arguments += ["--set", assignment]
-    for flag in ("verbose", "quiet"):
-        arguments += [f"--{flag}"] if given[flag] else []
-    arguments += ["-p", str(given["port"])] if given["port"] is not None else []
+    for flag, level in (("verbose", "debug"), ("quiet", "quiet")):
+        arguments += ["--set", f"kube_log_level={level}"] if given[flag] else []
 
     def run() -> int:
         return run_mitmproxy(given["program"] or "mitmdump", [*_cluster(given), *arguments, *(ctx.obj or [])])
@@ -81,7 +80,7 @@ def _start(ctx: click.Context, /, **given: Any) -> None:
     if settings.network.virtual:
         from kubetunnel.cli.virtual import run_with_network
 
-        sys.exit(run_with_network(settings, given["port"] or _DEFAULT_PORT, run))
+        sys.exit(run_with_network(settings, settings.proxy.port or DEFAULT_USER_PORT, run))
     sys.exit(run())
 
 
@@ -145,9 +144,6 @@ main = _Commands(
     help="The Services of a Kubernetes cluster by their DNS names on this machine, every request open to inspection.",
     context_settings={"help_option_names": ["-h", "--help", "-help"], "max_content_width": 100},
     params=[
-        click.Option(
-            ["port", "-p", "--port", "-port"], type=click.IntRange(0, 65535), help="The port to listen on (8080)."
-        ),
         *flag_options(),
         click.Option(["program", "--web"], flag_value="mitmweb", help="mitmweb: inspect in a browser."),
         click.Option(["program", "--tui"], flag_value="mitmproxy", help="mitmproxy: inspect in the terminal."),

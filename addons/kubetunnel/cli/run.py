@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-DEFAULT_TUNNEL = ("127.0.0.1", 8080)
+DEFAULT_TUNNELS = (("127.0.0.1", 8080), ("127.0.0.1", 80))  # a user's, and root's
 
 
 def _tunnel(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[str, int] | None:
@@ -43,7 +43,7 @@ def _tunnel(_context: click.Context, _option: click.Parameter, text: str | None)
 def command(command_line: tuple[str, ...], **given: Any) -> None:
     """Run CMD so that its requests reach the cluster's Services by their names.
 
-    Proxy variables lead it to the tunnel that runs at 127.0.0.1:8080 (--port, --proxy), or, where none runs or a
+    Proxy variables lead it to the tunnel that runs at 127.0.0.1, port 8080 or 80 (--port, --proxy), or, where none runs or a
     cluster is named here, to one of its own that ends with it. Programs that know no proxy need --isolate: there CMD
     has a network of its own, in which nothing but loopback and the Services is, with every TCP port of theirs.
 
@@ -57,7 +57,7 @@ def command(command_line: tuple[str, ...], **given: Any) -> None:
     names = ("kubeconfig", "context", "namespace", "config")
     assignments = [f"kube_{name}={given[name]}" for name in names if given[name]]
     assignments += ["kube_demo=true"] if given["demo"] else []
-    chosen = given["proxy"] or ((DEFAULT_TUNNEL[0], given["port"]) if given["port"] else None)
+    chosen = given["proxy"] or ((DEFAULT_TUNNELS[0][0], given["port"]) if given["port"] else None)
     if chosen and (assignments or given["isolate"]):
         raise click.UsageError("A tunnel that runs has its cluster; a cluster or --isolate asks for one of its own.")
     confdir: Path = given["confdir"].expanduser()
@@ -65,7 +65,7 @@ def command(command_line: tuple[str, ...], **given: Any) -> None:
         run(
             Wanted(
                 command_line,
-                chosen or DEFAULT_TUNNEL,
+                chosen or _running(),
                 must_run=chosen is not None,
                 must_start=bool(assignments),
                 assignments=assignments,
@@ -83,6 +83,13 @@ def command(command_line: tuple[str, ...], **given: Any) -> None:
     except (OSError, ValueError) as e:
         click.echo(f"kube-tunnel run: {e}", err=True)
         sys.exit(OWN_FAILURE)
+
+
+def _running() -> tuple[str, int]:
+    """Where a tunnel answers, else where one would."""
+    from kubetunnel.running_tunnel import tunnel_answers
+
+    return next((each for each in DEFAULT_TUNNELS if tunnel_answers(*each)), DEFAULT_TUNNELS[0])
 
 
 def _bundle(confdir: Path) -> Path:

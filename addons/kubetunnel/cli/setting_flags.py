@@ -106,7 +106,7 @@ def _option(setting: Setting) -> click.Option:
         )
     metavar = {"number": "N", "duration": "DURATION"}.get(setting.kind, "TEXT")
     return click.Option(
-        [_name(setting), flag, f"-{name}"],
+        [_name(setting), *([setting.short] if setting.short else []), flag, f"-{name}"],
         default=None,
         metavar=metavar,
         help=setting.doc,

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_type_hints
 
 Kind = Literal["text", "number", "duration", "switch", "list"]
 
@@ -30,6 +31,7 @@ class Setting:
     doc: str
     env: str | None = None
     flag: str | None = None
+    short: str | None = None
     least: float | None = None
     most: float | None = None
     choices: tuple[str, ...] = ()
@@ -60,6 +62,26 @@ class ClusterSettings:
         "cluster.local", "The cluster's DNS zone.", takes="a DNS zone such as cluster.local", form="zone"
     )
     demo: bool = _setting(False, "Use a simulated cluster, started as a child process.", flag="--demo")
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """The listening port."""
+
+    port: int | None = _setting(
+        None, "The port to listen on, 0 for a free one; none: 80, or 8080 where that may not be had.", env="KTUN_PORT",
+        flag="--port", short="-p", least=0, most=65535,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What is told."""
+
+    level: str | None = _setting(
+        None, "Of what importance the lines of the log are; none: mitmproxy's termlog_verbosity.", env="LOG_LEVEL",
+        choices=("", "debug", "info", "warn", "error", "quiet"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +238,8 @@ class ZoneSettings:
 class Settings:
     """All settings."""
 
+    proxy: ProxySettings = field(default_factory=ProxySettings)
+    log: LogSettings = field(default_factory=LogSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
     http: HttpSettings = field(default_factory=HttpSettings)
@@ -259,5 +283,7 @@ def _settings_in(section: type, prefix: str) -> Iterator[Setting]:
 
 
 def _kind(declared: Any) -> Kind:
-    kinds: dict[Any, Kind] = {bool: "switch", int: "number", float: "duration", str: "text", str | None: "text"}
+    kinds: dict[Any, Kind] = {bool: "switch", int: "number", float: "duration", str: "text"}
+    if isinstance(declared, UnionType):
+        declared = next(part for part in get_args(declared) if part is not NoneType)
     return kinds.get(declared, "list")

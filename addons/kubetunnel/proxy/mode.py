@@ -22,6 +22,7 @@ from kubetunnel.proxy.connection import KubeConnection
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_PORTS = (80, 8080)  # the second where the first may not be bound
 # mitmproxy's own would end a stream that idles for minutes, which gRPC and WebSocket streams may well do
 _LONG_LIVED = {"tcp_timeout": 7 * 24 * 3600, "http2_ping_keepalive": 0}
 
@@ -52,17 +53,32 @@ class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
         return KubeConnection(context)
 
     async def _start(self) -> None:
-        host, port = self.mode.listen_host(ctx.options.listen_host), self.mode.listen_port(ctx.options.listen_port)
-        try:
-            self._servers = await self.listen(host, port or 0)
-        except OSError as e:
-            raise OSError(
-                f"Cannot listen on {host}:{port}: {e.strerror or e}. Another port: -p {(port or 0) + 2}"
-            ) from e
+        await asyncio.sleep(0)  # options for us that were given before we were loaded are set by then
+        host = self.mode.listen_host(ctx.options.listen_host)
+        *others, last = self._ports()
+        for port in others:
+            try:
+                self._servers = await self.listen(host, port)
+                break
+            except OSError as e:
+                logger.info("Port %d may not be had (%s), so it is another one.", port, e.strerror or e)
+        else:
+            await self._listen(host, last)
         if not _is_loopback(host):
             logger.warning(
                 "Listening on %s: everyone who can reach this address uses the cluster with your rights.", host
             )
+
+    def _ports(self) -> tuple[int, ...]:
+        """Those to try, in order: what the user asked for, else the contract's."""
+        asked_for = (self.mode.custom_listen_port, ctx.options.listen_port, ctx.options.kube_proxy_port)
+        return next(((port,) for port in asked_for if port is not None), DEFAULT_PORTS)
+
+    async def _listen(self, host: str, port: int) -> None:
+        try:
+            self._servers = await self.listen(host, port)
+        except OSError as e:
+            raise OSError(f"Cannot listen on {host}:{port}: {e.strerror or e}. Another port: --port {port + 2}") from e
 
 
 async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
