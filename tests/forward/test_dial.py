@@ -146,7 +146,7 @@ async def test_forbidden_only_when_every_protocol_is(api: ApiServer, forwards: P
     api.always = {"GET": (403, rbac_status("get")), "POST": (403, rbac_status("create"))}
     with pytest.raises(Forbidden, match="create pods/portforward in namespace shop") as caught:
         await forwards.open_connection(to(ECHO))
-    assert caught.value.command == "kubectl auth can-i create pods/portforward -n shop"
+    assert caught.value.command == "kubectl auth can-i create pods --subresource=portforward -n shop"
     del api.always["POST"]
     assert await echo(forwards) == SPDY
 

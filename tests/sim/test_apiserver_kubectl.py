@@ -140,8 +140,8 @@ async def test_what_else_it_asks(kubectl: Kubectl, limited: Kubectl) -> None:
     assert version["serverVersion"]["gitVersion"] == "v1.33.0-kubetunnel.sim"
     assert "endpointslices" in await kubectl.run("api-resources")
     assert "discovery.k8s.io/v1" in (await kubectl.run("api-versions")).split()
-    assert await kubectl.run("auth", "can-i", "create", "pods/portforward") == "yes\n"
-    await limited.run("auth", "can-i", "create", "pods/portforward", code=1)
+    assert await kubectl.run("auth", "can-i", "create", "pods", "--subresource=portforward") == "yes\n"
+    await limited.run("auth", "can-i", "create", "pods", "--subresource=portforward", code=1)
     await limited.run("auth", "can-i", "list", "endpointslices.discovery.k8s.io", code=1)
     assert await limited.run("auth", "can-i", "list", "services") == "yes\n"
     assert ["endpoints", "[]", "[]", "[get list watch]"] in rows(await limited.run("auth", "can-i", "--list"))

@@ -43,9 +43,9 @@ def _tunnel(_context: click.Context, _option: click.Parameter, text: str | None)
 def command(command_line: tuple[str, ...], **given: Any) -> None:
     """Run CMD so that its requests reach the cluster's Services by their names.
 
-    Proxy variables lead it to the tunnel that runs at 127.0.0.1, port 8080 or 80 (--port, --proxy), or, where none runs or a
-    cluster is named here, to one of its own that ends with it. Programs that know no proxy need --isolate: there CMD
-    has a network of its own, in which nothing but loopback and the Services is, with every TCP port of theirs.
+    Proxy variables lead it to the tunnel that runs at 127.0.0.1, port 8080 or 80 (--port, --proxy), or, where none runs
+    or a cluster is named here, to one of its own that ends with it. Programs that know no proxy need --isolate: there
+    CMD has a network of its own, in which nothing but loopback and the Services is, with every TCP port of theirs.
 
     CMD takes the place of this process: signals, terminal and exit status are its own. 127: it was not found, 126: it
     cannot be executed, 125: no tunnel could be had.

@@ -112,7 +112,8 @@ class Dialer:
         verbs = {verdict.verb for verdict in refusals if verdict.meaning is Meaning.FORBIDDEN}
         if any(verbs) or all(verdict.meaning is Meaning.FORBIDDEN for verdict in refusals):
             verb = "create" if "create" in verbs else next(filter(None, verbs), "create")
-            words = ("auth", "can-i", verb, "pods/portforward", "-n", target.namespace)
+            # "pods/portforward" would be a pod of that name to it
+            words = ("auth", "can-i", verb, "pods", "--subresource=portforward", "-n", target.namespace)
             detail = f"The right to {verb} pods/portforward in namespace {target.namespace} is missing."
             return Forbidden(detail, command=self._access.kubectl(*words))
         said = "; ".join(dict.fromkeys(verdict.message for verdict in refusals))

@@ -231,8 +231,9 @@ class PodForward:
         if isinstance(error, _ANSWERS):
             self._bury()
         elif isinstance(error, ClusterUnreachable | Timeout):
+            nowhere = error if isinstance(error, ClusterUnreachable) else UpstreamReset(error.detail)
             for upstream in [upstream for upstream in self._keys if upstream.unanswered]:
-                upstream.fail_unheard(error)
+                upstream.fail_unheard(nowhere)
 
     def _dialled(self, key: int, upstream: Upstream, how: str) -> None:
         self._upstreams[key] = upstream

@@ -185,7 +185,7 @@ class PortForwards:
         if upstream in self._of_upstream and not self._closed:
             self._of_upstream[upstream].lost(upstream, reason)
             if upstream.silent:
-                self._access.suspicion.voice(f"upstream {upstream.facts} had died in silence")
+                self._access.suspicion.voice(f"of upstream {upstream.facts}: {reason.rstrip('.')}")
 
     # -- pod_forward.Pool
 
