@@ -90,15 +90,28 @@ class Lookups:
         return found
 
     async def addresses(self, names: tuple[Addressed, ...], state: ServiceState) -> dict[Addressed, Address]:
-        """The virtual IPs of a Service, or of its endpoints. Raises as `service`."""
+        """The virtual IPs of a Service, or of those of its endpoints that get one. Raises as `service`."""
         try:
             async with asyncio.timeout(self._patience_s):
-                return {name: await self._names.address_of(name, state) for name in names}
+                # at once: they are then kept at once, too
+                asked = (self._names.address_of(name, state) for name in names)
+                answers = await asyncio.gather(*asked, return_exceptions=True)
         except TimeoutError as error:
             raise Timeout(f"No virtual IP for {names[0]} within {self._patience_s:g} s.") from error
-        except KubeTunnelError as error:
-            self._tell(names[0], error)
-            raise
+        found: dict[Addressed, Address] = {}
+        failed: list[KubeTunnelError] = []
+        for name, answer in zip(names, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                found[name] = answer
+                continue
+            if not isinstance(answer, KubeTunnelError):
+                raise answer
+            failed.append(answer)
+        if failed:
+            self._tell(names[0], failed[0], "is answered in part" if found else "is answered with SERVFAIL")
+            if not found:
+                raise failed[0]
+        return found
 
     async def aclose(self) -> None:
         """Give up all that is under way."""
@@ -143,7 +156,7 @@ class Lookups:
             del self._remembered[next(iter(self._remembered))]
         self._remembered[name] = what
 
-    def _tell(self, name: Addressed, error: KubeTunnelError) -> None:
+    def _tell(self, name: Addressed, error: KubeTunnelError, how: str = "is answered with SERVFAIL") -> None:
         """One line when a cluster begins to fail, and one for each Namespace and other reason there is."""
         if isinstance(error, _OF_THE_WHOLE_CLUSTER):
             if self._failing.get(name.zone) != error.reason:
@@ -153,7 +166,7 @@ class Lookups:
         told = (f"{name.namespace}.{name.zone}", error.reason)
         if told not in self._told and len(self._told) < MAX_REMEMBERED:
             self._told.add(told)
-            logger.warning("DNS: %s is answered with SERVFAIL: %s", name, error)
+            logger.warning("DNS: %s %s: %s", name, how, error)
 
     def _recovered(self, zone: str) -> None:
         if self._failing.pop(zone, None):

@@ -81,6 +81,7 @@ class DnsServer:
         self._responder = Responder(names, self._lookups, self._upstreams, authority, rng)
         self._tcp = TcpListener(self._respond_by_tcp, idle_timeout_s=tcp_idle_timeout_s) if tcp else None
         self._udp: asyncio.DatagramTransport | None = None
+        self._datagrams: _Datagrams | None = None
         self._congested = False
         self._loop_told = False
         self._open: Counter[str] = Counter()
@@ -117,8 +118,10 @@ class DnsServer:
         logger.info("DNS server on %s port %s (%s), %d upstreams", host, port, protocols, len(self._upstreams.servers))
 
     async def aclose(self) -> None:
-        """Stop listening, and give up what is under way."""
+        """Stop listening, and give up what is under way. The port is free afterwards."""
         self._close_udp()
+        if self._datagrams is not None:
+            await self._datagrams.closed.wait()
         if self._tcp is not None:
             await self._tcp.aclose()
         for task in self._answering:
@@ -135,7 +138,7 @@ class DnsServer:
         try:
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
             udp.bind((self._host, self._port))
-            self._udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=udp)
+            self._udp, self._datagrams = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=udp)
         except BaseException:
             udp.close()
             raise
@@ -206,6 +209,10 @@ class DnsServer:
 class _Datagrams(asyncio.DatagramProtocol):
     def __init__(self, server: DnsServer) -> None:
         self._server = server
+        self.closed = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()  # the transport closes its socket some time after it was told to, when it has called this
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self._server.datagram(data, addr)

@@ -22,7 +22,7 @@ from netsetup.errors import AnotherInstanceError, RootNeededError, StateError
 from netsetup.found import Network
 from netsetup.layout import Address, Layout, Wanted
 from netsetup.machine import boot_id
-from netsetup.operations import OPERATIONS, Operation, Redirect
+from netsetup.operations import OPERATIONS, EditResolvConf, Operation, Redirect
 
 DEFAULT_STATE = Path("/var/lib/kube-tunnel/netsetup.json")
 VERSION = 1
@@ -39,6 +39,7 @@ class State:
         resolvers: the servers that names were asked at before, (address, port).
         redirected: False where there is no redirection to the ports (macOS): the addresses exist, and no more.
         user: who runs the tunnel, if that was said.
+        resolv_conf: the file that names `dns_ip` as its first server, where that is how names come to us.
     """
 
     dns_ip: Address
@@ -50,6 +51,7 @@ class State:
     resolvers: tuple[tuple[str, int], ...]
     redirected: bool
     user: str | None
+    resolv_conf: Path | None = None
 
 
 @dataclass(slots=True)
@@ -77,6 +79,7 @@ class Record:
             resolvers=tuple((server, 53) for server in self.resolvers),
             redirected=any(isinstance(step, Redirect) for step in self.operations),
             user=wanted.user,
+            resolv_conf=next((Path(step.path) for step in self.operations if isinstance(step, EditResolvConf)), None),
         )
 
 

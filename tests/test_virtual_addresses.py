@@ -79,13 +79,77 @@ async def test_processes_that_assign_at_once_agree(path: Path) -> None:
     assert len(set(found[0].values())) == 6
 
 
-async def test_addresses_of_former_ranges_are_dropped(path: Path) -> None:
-    await six_names(addresses(path))
-    moved = addresses(path, OTHER)
-    assert dict(moved.assigned) == {}
-    assert await moved.address_of(API) in OTHER
-    assert set(addresses(path, OTHER).assigned) == {API}
-    assert API not in addresses(path).assigned
+async def test_processes_with_other_ranges_leave_each_others_alone(path: Path) -> None:
+    """A name has an address of each, and each finds its own again."""
+    ours = addresses(path)
+    first = await six_names(ours)
+    theirs = addresses(path, OTHER)
+    assert dict(theirs.assigned) == {}
+    second = await six_names(theirs)
+    assert all(address in OTHER for address in second.values())
+    assert addresses(path).assigned == first
+    assert addresses(path, OTHER).assigned == second
+    assert ours.name_of(IPv4Address("10.9.0.1")) is None
+
+
+async def test_others_addresses_are_forgotten_when_nobody_asks_for_them(path: Path) -> None:
+    await addresses(path, OTHER).address_of(API)
+    later = TODAY + datetime.timedelta(UNUSED_DAYS)
+    await addresses(path, today=lambda: later).address_of(DB)
+    assert dict(addresses(path, OTHER).assigned) == {}
+
+
+async def test_two_ranges_that_overlap(path: Path) -> None:
+    """One address may then be a name's here and another's there, always the same."""
+    wide = addresses(path, SMALL, OTHER)
+    names = [f"pod-{n}.db.shop.svc.cluster.local" for n in range(6)]
+    first = {name: await wide.address_of(name) for name in names}
+    narrow = addresses(path, OTHER)
+    second = {name: await narrow.address_of(name) for name in names}
+    assert {name: await addresses(path, SMALL, OTHER).address_of(name) for name in names} == first
+    assert {name: await addresses(path, OTHER).address_of(name) for name in names} == second
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+async def test_names_that_are_asked_for_at_once_are_written_at_once(path: Path) -> None:
+    kept = VirtualAddresses([IPv4Network("10.64.0.0/16")], path=path, today=lambda: TODAY)
+    names = [f"pod-{n}.db.shop.svc.cluster.local" for n in range(2000)]
+    versions: set[int] = set()
+
+    async def asked(name: str) -> object:
+        found = await kept.address_of(name)
+        versions.add(inode(path))
+        return found
+
+    found = await asyncio.gather(*(asked(name) for name in names))
+    assert len(set(found)) == len(names)
+    assert len(versions) <= 2, "the first one alone, then all others"
+    assert VirtualAddresses([IPv4Network("10.64.0.0/16")], path=path).assigned == dict(zip(names, found, strict=True))
+
+
+async def test_of_many_at_once_those_get_one_for_whom_there_is_one(path: Path) -> None:
+    kept = addresses(path)
+    names = [f"pod-{n}.db.shop.svc.cluster.local" for n in range(9)]
+    found = await asyncio.gather(*(kept.address_of(name) for name in names), return_exceptions=True)
+    assert len([each for each in found if isinstance(each, IPv4Address)]) == 6
+    assert len([each for each in found if isinstance(each, NoVirtualIP)]) == 3
+    refused = found.index(next(each for each in found if isinstance(each, NoVirtualIP)))
+    with pytest.raises(NoVirtualIP):
+        await kept.address_of(names[refused])
+
+
+async def test_one_who_does_not_wait_leaves_the_others_theirs(path: Path) -> None:
+    kept = addresses(path)
+    first, second = (asyncio.create_task(kept.address_of(name)) for name in (API, DB))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second in SMALL
+    assert await kept.address_of(API) in SMALL
+    with pytest.raises(asyncio.CancelledError):
+        await first
 
 
 async def test_when_all_are_in_use_another_name_is_refused(path: Path) -> None:
@@ -120,10 +184,12 @@ def write(path: Path, content: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "7", '{"format": 2, "names": {}}', '{"format": 1, "names": []}',
-     '{"format": 1, "names": {"a": {"address": "10.8.0.300", "used": "2026-01-01"}}}',
-     '{"format": 1, "names": {"a": {"address": "10.8.0.3", "used": "yesterday"}}}',
-     '{"format": 1, "names": {"a": {"address": "10.8.0.3", "used": 7}}}', '{"format": 1, "names": {"a": 7}}'],
+    ["", "{", "[]", "7", '{"format": 1, "names": {}}', '{"format": 2, "assigned": 7}',
+     '{"format": 2, "assigned": [{"name": "a", "address": "10.8.0.300", "used": "2026-01-01"}]}',
+     '{"format": 2, "assigned": [{"name": "a", "address": "10.8.0.3", "used": "yesterday"}]}',
+     '{"format": 2, "assigned": [{"name": "a", "address": "10.8.0.3", "used": 7}]}',
+     '{"format": 2, "assigned": [{"name": 7, "address": "10.8.0.3", "used": "2026-01-01"}]}',
+     '{"format": 2, "assigned": [7]}'],
 )  # fmt: skip
 async def test_a_broken_file_is_replaced(path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
     write(path, content)

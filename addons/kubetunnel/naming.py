@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 from kubetunnel.core.settings import Settings
 from kubetunnel.core.vips import Address, Network
 from kubetunnel.dns import ClusterNames
+from kubetunnel.loopback_claim import ClaimedByAnother, LoopbackClaim
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.loopback import LoopbackListeners
 from kubetunnel.proxy.mode import serve_connection
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
+from kubetunnel.resolv_conf_watch import ResolvConfWatch
 from kubetunnel.virtual_addresses import VirtualAddresses, default_path
 from netsetup.dns_server import DnsPortUnavailable, DnsServer
 from netsetup.resolvers import system_resolvers
@@ -27,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 # of 127.0.0.0/8, which Linux lets any user listen in; away from 127.0.0.x and 127.0.1.1, which distributions use
 LOOPBACK_RANGE = ip_network("127.64.0.0/16")
+
+RETRY_S = 10.0  # for a port that another program has: the tunnel before this one, for one, that is about to end
+
+type Resolvers = Callable[[Collection[str]], tuple[tuple[str, int], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,7 @@ class NamingPlan:
         shared: every name's address, in the place of virtual IPs.
         proxy_ips: addresses that lead to the tunnel and stand for no name of their own.
         dns: host and port of the DNS server, None for no server.
+        resolv_conf: the file whose first server is to be the address beside it.
     """
 
     zones: tuple[str, ...]
@@ -50,14 +59,16 @@ class NamingPlan:
     tcp: bool = True
     ttl_s: int = 5
     resolvers: tuple[tuple[str, int], ...] = ()
+    resolv_conf: tuple[Path, str] | None = None
     idle_timeout_s: float = 300.0
 
 
-def plan_naming(settings: Settings, machine: State | None) -> NamingPlan:
+def plan_naming(settings: Settings, machine: State | None, resolvers: Resolvers = system_resolvers) -> NamingPlan:
     """What the settings ask for on this machine.
 
     Args:
         machine: what `netsetup up` did, None where it did not.
+        resolvers: gives the system's resolvers but for these, which are ours.
     """
     dns = settings.dns
     reserved: tuple[Address, ...] = ()
@@ -77,9 +88,18 @@ def plan_naming(settings: Settings, machine: State | None) -> NamingPlan:
         dns=(dns.ip, dns.port) if dns.enabled else None,
         tcp=dns.tcp,
         ttl_s=round(dns.ttl_s),
-        resolvers=machine.resolvers if machine is not None else system_resolvers([dns.ip]),
+        resolvers=_former_resolvers(machine, dns.ip, resolvers),
+        resolv_conf=(machine.resolv_conf, str(machine.dns_ip)) if machine and machine.resolv_conf else None,
         idle_timeout_s=settings.pool.idle_timeout_s,
     )  # fmt: skip
+
+
+def _former_resolvers(machine: State | None, dns_ip: str, resolvers: Resolvers) -> tuple[tuple[str, int], ...]:
+    if machine is None:
+        return resolvers([dns_ip])
+    # beside ours the file has those of the network that the machine is in by now
+    present = resolvers([dns_ip, str(machine.dns_ip)]) if machine.resolv_conf else ()
+    return present or machine.resolvers
 
 
 class Naming:
@@ -89,9 +109,14 @@ class Naming:
         self._clusters = clusters
         self._virtual = virtual
         self._plan: NamingPlan | None = None
+        self._names: ClusterNames | None = None
         self._server: DnsServer | None = None
         self._listeners: LoopbackListeners | None = None
+        self._claim: LoopbackClaim | None = None
+        self._watch: ResolvConfWatch | None = None
         self._changing = asyncio.Lock()
+        self._retry_at_s: float | None = None
+        self._told = ""
 
     @property
     def dns_address(self) -> tuple[str, int] | None:
@@ -99,12 +124,18 @@ class Naming:
         return self._server.addresses[0][:2] if self._server else None
 
     async def apply(self, plan: NamingPlan) -> None:
-        """Takes up a plan. What cannot be had is told of in a line, and the rest is there."""
+        """Takes up a plan; to be called again and again. What cannot be had is told of in a line, and is tried again
+        after RETRY_S; the rest is there.
+        """
         async with self._changing:
             if plan != self._plan:
                 await self._unmake()
                 self._plan = plan
                 await self._make(plan)
+            elif self._retry_at_s is not None and asyncio.get_running_loop().time() >= self._retry_at_s:
+                await self._make(plan)
+            if self._watch is not None:
+                self._watch.look()
 
     async def aclose(self) -> None:
         """Ends server and listeners."""
@@ -112,31 +143,50 @@ class Naming:
             await self._unmake()
 
     async def _make(self, plan: NamingPlan) -> None:
+        """What is there already stays."""
+        self._retry_at_s = None
+        try:
+            if self._names is None:
+                self._names = self._make_names(plan)
+            if plan.dns is not None:
+                await self._serve_dns(plan, self._names, plan.dns)
+        except ClaimedByAnother as e:
+            self._tell("No names at loopback addresses: %s", e)
+        except DnsPortUnavailable as e:
+            self._tell("No DNS server: %s", e)
+
+    def _tell(self, text: str, error: Exception) -> None:
+        self._retry_at_s = asyncio.get_running_loop().time() + RETRY_S
+        if self._told != str(error):
+            self._told = str(error)
+            logger.warning(text, error)
+
+    def _make_names(self, plan: NamingPlan) -> ClusterNames:
+        if plan.loopback:
+            self._claim = LoopbackClaim.take(default_path("loopback-addresses.tunnel"))
+            self._listeners = LoopbackListeners(serve_connection, idle_timeout_s=plan.idle_timeout_s)
         path = default_path("loopback-addresses.json" if plan.loopback else "virtual-addresses.json")
         addresses = VirtualAddresses(plan.ranges, path=path, reserved=plan.reserved)
-        if plan.loopback:
-            self._listeners = LoopbackListeners(serve_connection, idle_timeout_s=plan.idle_timeout_s)
         self._virtual.configure(
             addresses,
             shared=plan.proxy_ips,
             service_port=self._listeners.service_port if self._listeners else None,
         )
-        if plan.dns is None:
-            return
-        names = ClusterNames(self._clusters, addresses, shared=plan.shared, listeners=self._listeners)
+        self._watch = ResolvConfWatch(*plan.resolv_conf) if plan.resolv_conf else None
+        return ClusterNames(self._clusters, addresses, shared=plan.shared, listeners=self._listeners)
+
+    async def _serve_dns(self, plan: NamingPlan, names: ClusterNames, address: tuple[str, int]) -> None:
         server = DnsServer(
-            names, host=plan.dns[0], port=plan.dns[1], tcp=plan.tcp, upstreams=plan.resolvers, ranges=plan.ranges,
+            names, host=address[0], port=address[1], tcp=plan.tcp, upstreams=plan.resolvers, ranges=plan.ranges,
             ttl_s=plan.ttl_s,
         )  # fmt: skip
-        try:
-            await server.start()
-        except DnsPortUnavailable as e:
-            logger.warning("No DNS server: %s", e)
-            return
+        await server.start()
         self._server = server
+        self._told = ""
 
     async def _unmake(self) -> None:
-        self._plan = None
+        self._plan = self._names = self._watch = self._retry_at_s = None
+        self._told = ""
         self._virtual.configure(None)
         server, self._server = self._server, None
         if server is not None:
@@ -144,3 +194,6 @@ class Naming:
         listeners, self._listeners = self._listeners, None
         if listeners is not None:
             listeners.close()
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            claim.close()

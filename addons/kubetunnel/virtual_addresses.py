@@ -1,7 +1,8 @@
 """The virtual IPs of this user, kept in a file: the same address for a name after a restart, also where names collided.
 
 The standalone DNS server and the proxy are processes of their own and share the file: one assigns, the other sees it.
-It is replaced as a whole (rename(2) is atomic), by whoever holds the lock beside it.
+It is replaced as a whole (rename(2) is atomic), by whoever holds the lock beside it. Names that are asked for at once,
+such as the Pods of a headless Service, are assigned at once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from kubetunnel.core.vips import Address, Network, NoVirtualIP, VirtualIPs
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 # An address that was told by DNS is remembered by clients, some for as long as they run. So it goes to another name
 # only when there is no other one left, and nobody has asked for its name for so long
@@ -45,11 +46,25 @@ def default_path(name: str = "virtual-addresses.json") -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class _Entry:
+    """A line of the file. `used`: the day the name was last asked for."""
+
+    name: str
+    address: Address
+    used: datetime.date
+
+
+@dataclass(frozen=True, slots=True)
 class _Kept:
-    """What is known of the file, of one version of it: the assignments, and the day each name was last asked for."""
+    """What is known of the file, of one version of it.
+
+    Attributes:
+        entries: in the file's order; also those of another process, or of a former one, that has other ranges.
+    """
 
     ips: VirtualIPs
     used: Mapping[str, datetime.date]
+    entries: tuple[_Entry, ...]
     version: tuple[int, ...]
 
 
@@ -57,7 +72,8 @@ class VirtualAddresses:
     """Addresses for names.
 
     Args:
-        ranges, reserved: as those of `VirtualIPs`. Assignments in the file that lie elsewhere are dropped.
+        ranges, reserved: as those of `VirtualIPs`. Assignments in the file that lie elsewhere are somebody else's: they
+            are left there for as long as they are used.
         path: the file; its directory is made.
         today: the date.
     """
@@ -74,9 +90,11 @@ class VirtualAddresses:
         self._path = path
         self._today = today
         self._assigning = asyncio.Lock()
+        self._waiting: set[str] = set()
+        self._refused: dict[str, NoVirtualIP | Timeout] = {}
         self._unreadable: tuple[int, ...] | None = None
         self._told_unwritable = False
-        self._kept = self._read(_Kept(VirtualIPs(self._ranges, reserved=self._reserved), {}, ()))
+        self._kept = self._read(_Kept(VirtualIPs(self._ranges, reserved=self._reserved), {}, (), ()))
 
     @property
     def assigned(self) -> Mapping[str, Address]:
@@ -105,36 +123,66 @@ class VirtualAddresses:
         name = name.lower()
         if (found := self._known(name)) is not None:
             return found
+        self._waiting.add(name)
         async with self._assigning:
             if (found := self._known(name)) is not None:
                 return found
-            before = self._kept
-            self._kept = await asyncio.to_thread(self._assign, before, name)
-            found = self._kept.ips.assigned[name]
-            if before.ips.assigned.get(name) != found:
-                logger.info("%s has the virtual IP %s.", name, found)
-            return found
+            if name in self._waiting:
+                await self._assign_waiting()
+            if (error := self._refused.pop(name, None)) is not None:
+                raise error
+            return self._kept.ips.assigned[name]
+
+    async def _assign_waiting(self) -> None:
+        """All that are waited for by now; those that come meanwhile are the next one's."""
+        names, self._waiting = sorted(self._waiting), set()
+        before = self._kept
+        try:
+            self._kept, refused = await asyncio.to_thread(self._assign, before, names)
+        except Timeout as e:
+            self._refused.update(dict.fromkeys(names, e))
+            return
+        except BaseException:
+            self._waiting.update(names)  # the others still wait for theirs
+            raise
+        for name in names:
+            self._refused.pop(name, None)  # of one who did not wait for it
+        self._refused.update(refused)
+        for name in names:
+            address = self._kept.ips.assigned.get(name)
+            if address is not None and before.ips.assigned.get(name) != address:
+                logger.info("%s has the virtual IP %s.", name, address)
 
     def _known(self, name: str) -> Address | None:
         """Without a look at the file, where the name was asked for today; that is told to the file once a day."""
         return self._kept.ips.assigned.get(name) if self._kept.used.get(name) == self._today() else None
 
-    def _assign(self, before: _Kept, name: str) -> _Kept:
-        """In a thread: `before` is not changed."""
+    def _assign(self, before: _Kept, names: Sequence[str]) -> tuple[_Kept, dict[str, NoVirtualIP]]:
+        """In a thread: `before` is not changed. Gives those too that get none."""
         today = self._today()
         try:
             with self._locked():
                 kept = self._read(before)
-                ips = VirtualIPs(self._ranges, reserved=self._reserved, known=kept.ips.assigned)
-                used = dict(kept.used)
-                _address_of(ips, used, name, today)
-                used[name] = today
-                return self._write(_Kept(ips, used, ()))
+                ips, used, refused = self._with(kept, names, today)
+                return self._write(_Kept(ips, used, _entries(kept.entries, ips, used, today), ())), refused
         except OSError as e:
             self._tell_unwritable(e)
-        ips = VirtualIPs(self._ranges, reserved=self._reserved, known=before.ips.assigned)
-        ips.address_of(name)
-        return _Kept(ips, {**before.used, name: today}, before.version)
+        ips, used, refused = self._with(before, names, today)
+        return _Kept(ips, used, before.entries, before.version), refused
+
+    def _with(
+        self, kept: _Kept, names: Sequence[str], today: datetime.date
+    ) -> tuple[VirtualIPs, dict[str, datetime.date], dict[str, NoVirtualIP]]:
+        ips = VirtualIPs(self._ranges, reserved=self._reserved, known=kept.ips.assigned)
+        used, refused = dict(kept.used), {}
+        for name in names:
+            try:
+                _address_of(ips, used, name, today)
+            except NoVirtualIP as e:
+                refused[name] = e
+            else:
+                used[name] = today
+        return ips, used, refused
 
     def _tell_unwritable(self, error: OSError) -> None:
         if not self._told_unwritable:
@@ -182,31 +230,36 @@ class VirtualAddresses:
             self._tell_unwritable(e)
             return known
         try:
-            assigned, used = _parse(json.loads(content))
+            entries = _parse(json.loads(content))
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             self._unreadable = version
             logger.warning("%s is not a file of virtual IPs (%s); it will be replaced.", self._path, e)
             return known
+        assigned: dict[str, Address] = {}
+        for entry in entries:
+            if known.ips.covers(entry.address):
+                assigned.setdefault(entry.name, entry.address)
         ips = VirtualIPs(self._ranges, reserved=self._reserved, known=assigned)
-        return _Kept(ips, {name: day for name, day in used.items() if name in ips.assigned}, version)
+        ours = [entry for entry in entries if ips.assigned.get(entry.name) == entry.address]
+        return _Kept(ips, {entry.name: entry.used for entry in ours}, tuple(entries), version)
 
     def _write(self, kept: _Kept) -> _Kept:
-        names = {
-            name: {"address": str(address), "used": kept.used[name].isoformat()}
-            for name, address in kept.ips.assigned.items()
-        }
+        entries = [
+            {"name": entry.name, "address": str(entry.address), "used": entry.used.isoformat()}
+            for entry in kept.entries
+        ]
         # made with mode 0600
         handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
         try:
             with os.fdopen(handle, "w") as file:
-                json.dump({"format": FORMAT, "names": names}, file, indent=1)
+                json.dump({"format": FORMAT, "assigned": entries}, file, indent=1)
                 file.flush()
                 version = _version(os.fstat(file.fileno()))
             Path(temporary).replace(self._path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        return _Kept(kept.ips, kept.used, version)
+        return _Kept(kept.ips, kept.used, kept.entries, version)
 
 
 def _address_of(ips: VirtualIPs, used: dict[str, datetime.date], name: str, today: datetime.date) -> None:
@@ -221,15 +274,29 @@ def _address_of(ips: VirtualIPs, used: dict[str, datetime.date], name: str, toda
         ips.address_of(name)
 
 
-def _parse(content: Any) -> tuple[dict[str, Address], dict[str, datetime.date]]:
+def _entries(
+    before: Sequence[_Entry], ips: VirtualIPs, used: Mapping[str, datetime.date], today: datetime.date
+) -> tuple[_Entry, ...]:
+    """What the file is to hold: in its order, for of two entries of a name the first that lies in the ranges counts."""
+    left = dict(ips.assigned)
+    kept = []
+    for entry in before:
+        if left.get(entry.name) == entry.address:
+            del left[entry.name]
+            kept.append(_Entry(entry.name, entry.address, used[entry.name]))
+        elif (today - entry.used).days < UNUSED_DAYS:
+            kept.append(entry)
+    return (*kept, *(_Entry(name, address, used[name]) for name, address in left.items()))
+
+
+def _parse(content: Any) -> list[_Entry]:
     """Raises ValueError, KeyError, TypeError, AttributeError: it is not what `_write` writes."""
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']!r}")
-    names = {name.lower(): entry for name, entry in content["names"].items()}
-    return (
-        {name: ip_address(entry["address"]) for name, entry in names.items()},
-        {name: datetime.date.fromisoformat(entry["used"]) for name, entry in names.items()},
-    )
+    return [
+        _Entry(each["name"].lower(), ip_address(each["address"]), datetime.date.fromisoformat(each["used"]))
+        for each in content["assigned"]
+    ]
 
 
 def _version(stat: os.stat_result) -> tuple[int, ...]:

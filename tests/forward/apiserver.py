@@ -153,7 +153,7 @@ class ApiServer:
     async def _run(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, frames: Protocol | None, port: int = 0
     ) -> None:
-        session: _Session = _V4Session(self, writer, frames, port) if frames and port else _SpdySession(
+        session: _Session = _V4Session(self, writer, frames, port) if frames and port else SpdySession(
             self, writer, frames
         )  # fmt: skip
         self.sessions.append(session)
@@ -176,6 +176,8 @@ class _Session:
         self.fins: set[int] = set()
         self.floods: dict[int, asyncio.Task[None]] = {}
         self.silent = False
+        self.released = asyncio.Event()  # cleared: what is sent, and what is read, waits
+        self.released.set()
         self.deaf = asyncio.Event()
 
     async def run(self, reader: asyncio.StreamReader) -> None:
@@ -199,6 +201,7 @@ class _Session:
             task.cancel()
 
     async def flush(self) -> None:
+        await self.released.wait()
         data = self.output()
         if self.frames is not None and self.frames.state is State.OPEN:
             for start in range(0, len(data), 30_000):  # message bounds mean nothing
@@ -266,7 +269,7 @@ class _Session:
         raise NotImplementedError
 
 
-class _SpdySession(_Session):
+class SpdySession(_Session):
     def __init__(self, api: ApiServer, writer: asyncio.StreamWriter, frames: Protocol | None) -> None:
         super().__init__(api, writer, frames)
         self.spdy = SpdyConnection(client=False)

@@ -9,8 +9,9 @@ import pytest
 
 from kubetunnel.core.errors import UpstreamReset
 from kubetunnel.forward.errors import StreamFailed
+from kubetunnel.forward.neighbours import CROWD_HELD_BYTES, HELD_BYTES
 from kubetunnel.forward.pool import PortForwards
-from kubetunnel.forward.upstream import CROWD_HELD_BYTES, HELD_BYTES, STOPPED_S, Upstream
+from kubetunnel.forward.upstream import STOPPED_S, Upstream
 from tests.forward.apiserver import (
     COUNTED,
     COUNTED_BYTES,

@@ -10,9 +10,10 @@ from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import ConnectionRefused, UpstreamReset
 from kubetunnel.forward.errors import StreamFailed
 from kubetunnel.forward.lane import UpstreamFacts
+from kubetunnel.forward.neighbours import HELD_BYTES
 from kubetunnel.forward.pool import PortForwards
+from kubetunnel.forward.spdy_upstream import ERROR_GRACE_S
 from kubetunnel.forward.stream import ForwardStream
-from kubetunnel.forward.upstream import HELD_BYTES
 from tests.forward.apiserver import (
     ALL,
     COUNTED,
@@ -26,10 +27,12 @@ from tests.forward.apiserver import (
     REFUSED,
     RESETS,
     SPDY,
+    TEXTS,
     TUNNEL,
     V4,
     Access,
     ApiServer,
+    SpdySession,
 )
 
 PROTOCOLS = pytest.mark.parametrize("protocol", [TUNNEL, SPDY, V4])
@@ -197,6 +200,22 @@ async def test_half_close_by_the_pod_leaves_the_other_half(api: ApiServer, forwa
     assert not writer.is_closing()
     writer.write(b"still heard")
     await until(lambda: any(11 in session.received.values() for session in api.sessions))
+    writer.close()
+
+
+async def test_a_reset_whose_text_comes_late_is_no_good_end(api: ApiServer, forwards: PortForwards) -> None:
+    reader, writer = await forwards.open_connection(to(HALF))
+    assert await reader.readexactly(4) == b"half"
+    session = api.sessions[0]
+    session.released.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3 * ERROR_GRACE_S):
+            await reader.read()
+    assert isinstance(session, SpdySession)
+    session.send(next(iter(session.error_of.values())), TEXTS[RESETS].encode(), fin=True)
+    session.released.set()
+    await session.flush()
+    assert type((await failure_of(reader)).error) is UpstreamReset
     writer.close()
 
 

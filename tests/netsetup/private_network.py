@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).parents[2]
+from tests.netsetup.forked_python import PROJECT, forked_python
+
 STATE = "/var/lib/kube-tunnel/netsetup.json"
 # what the programs need of /etc: accounts, and Debian's links to iptables
 NEEDED_OF_ETC = ("passwd", "group", "nsswitch.conf", "protocols", "services", "alternatives", "ld.so.cache")
@@ -71,10 +72,12 @@ class Machine:
         return subprocess.Popen(self.command(*argv), stdout=subprocess.PIPE, text=True, env=self.environ)
 
     def python(self, code: str, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-c", code, *argv, check=check)
+        done = forked_python().run(code, argv, pid=self.pid, environ=self.environ)
+        assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
 
     def netsetup(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "netsetup", *argv, check=check)
+        return self.python("from netsetup.__main__ import main; main()", *argv, check=check)
 
     def listen(self, host: str, port: int) -> socket.socket:
         """A socket that listens in there, held by this process."""

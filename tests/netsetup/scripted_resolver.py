@@ -58,6 +58,7 @@ class ScriptedResolver(asyncio.DatagramProtocol):
         self.asked = asyncio.Event()
         self._tcp = tcp
         self._servers: list[asyncio.Server] = []
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -73,7 +74,8 @@ class ScriptedResolver(asyncio.DatagramProtocol):
         self._transport.abort()
         for server in self._servers:
             server.close()
-            server.close_clients()  # Python 3.13
+        for writer in self._writers:
+            writer.transport.abort()
         await asyncio.sleep(0)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
@@ -84,6 +86,7 @@ class ScriptedResolver(asyncio.DatagramProtocol):
             self._transport.sendto(reply, addr)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         packet = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
         self.packets.append(packet)
         self.clients.append(("tcp", 0))

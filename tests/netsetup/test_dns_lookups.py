@@ -8,8 +8,10 @@ import pytest
 
 from kubetunnel.core.catalog import ServiceState
 from kubetunnel.core.errors import ClusterUnreachable, Forbidden, KubeTunnelError, NotForwardable, Timeout
-from kubetunnel.core.names import ServiceName
+from kubetunnel.core.names import PodName, ServiceName
+from netsetup.answers import Addressed
 from netsetup.dns_lookups import FAILURE_MEMORY_S, Lookups, Missing
+from netsetup.dns_records import Address
 from tests.netsetup.shop import ZONE, Shop
 
 API = ServiceName("api", "shop", ZONE)
@@ -139,3 +141,22 @@ async def test_no_address_to_be_had(caplog: pytest.LogCaptureFixture) -> None:
         with pytest.raises(NotForwardable):
             await lookups.addresses((API,), shop.states["api"])
     assert len(caplog.records) == 1
+
+
+class FullShop(Shop):
+    """Has an address for `db-0` alone."""
+
+    async def address_of(self, name: Addressed, state: ServiceState | None) -> Address:
+        if "db-0" not in str(name):
+            raise NotForwardable("The ranges are full.")
+        return await super().address_of(name, state)
+
+
+async def test_addresses_for_some_are_better_than_none(caplog: pytest.LogCaptureFixture) -> None:
+    shop = FullShop()
+    lookups = Lookups(shop)
+    pods = tuple(PodName(hostname, ServiceName("db", "shop", ZONE)) for hostname in ("db-1", "db-0", "db-2"))
+    for _ in range(2):
+        assert list(await lookups.addresses(pods, shop.states["db"])) == [pods[1]]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "is answered in part" in caplog.text

@@ -306,3 +306,14 @@ class TestListening:
             assert (await ask(server, "-x", "fd00:8::1")).authority[0][0] == "0.0.0.0.0.0.0.0.8.0.0.0.0.0.d.f.ip6.arpa."
         finally:
             await server.aclose()
+
+    @pytest.mark.parametrize("eager", [False, True])
+    async def test_the_port_is_free_after_the_end(self, shop: Shop, eager: bool) -> None:
+        if eager:
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        port = 0
+        for _ in range(5):
+            server = DnsServer(shop, host="127.0.0.1", port=port)
+            await server.start()
+            port = server.addresses[0][1]
+            await server.aclose()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from netsetup.answers import Authority
 from netsetup.dns_lookups import Lookups
 from netsetup.dns_packing import pack_answer, pack_question
-from netsetup.dns_records import Answer, Question, Rcode, Record, RecordType
+from netsetup.dns_records import Address, Answer, Question, Rcode, Record, RecordType
 from netsetup.dns_responder import Responder
 from netsetup.dns_server import DnsServer
 from netsetup.dns_upstreams import Upstreams
@@ -151,7 +151,7 @@ class TestPacking:
         st.booleans(),
         st.sampled_from([QUERY, with_additional(OPT)]),
     )
-    def test_never_more_than_the_client_takes(self, addresses: list, tcp: bool, packet: bytes) -> None:
+    def test_never_more_than_the_client_takes(self, addresses: list[Address], tcp: bool, packet: bytes) -> None:
         query = read_query(packet)
         assert isinstance(query, Query)
         types = {4: RecordType.A, 6: RecordType.AAAA}

@@ -75,6 +75,7 @@ def test_what_the_tunnel_reads(tmp_path: Path) -> None:
         resolvers=(("192.0.2.1", 53), ("fe80::1%eth0", 53)),
         redirected=True,
         user="alice",
+        resolv_conf=Path("/etc/resolv.conf"),
     )
 
 

@@ -11,7 +11,7 @@ from mitmproxy.connection import Client
 
 from kubetunnel.proxy.raw.departed import departed
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux' /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux' kernel")
 
 LOOPBACK = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
 

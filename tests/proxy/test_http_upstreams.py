@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 from mitmproxy import http
+from mitmproxy.connection import Connection
 from mitmproxy.proxy import layer
 
-from kubetunnel.core.errors import ConnectionRefused, UpstreamReset
+from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, UpstreamReset
+from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.layer import HttpPolicy
+from kubetunnel.proxy.http.pool import UpstreamPool
 from kubetunnel.proxy.http.request import ExchangePolicy
 from tests.proxy.http_playbook import H2Peer, Playbook, stream_bodies
 
@@ -125,6 +128,29 @@ def test_a_client_that_goes_while_it_waits_leaves_the_upstream_to_others() -> No
     assert not book.closed
 
 
+def test_a_pool_that_fits_nothing_refuses_instead_of_opening_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UpstreamPool, "_fits", lambda *_: False)
+    book = Playbook(policy=HttpPolicy(max_upstreams=2))
+    book.from_client(request())
+    answer = book.to_client()
+    assert b"X-Kube-Tunnel-Error: UpstreamProtocol" in answer
+    assert b"The tunnel itself failed" in answer
+    assert len(book.upstreams) < 20
+
+
+def test_an_upstream_that_is_always_crowded_is_used_all_the_same() -> None:
+    class Crowded(Lanes):
+        def is_crowded(self, server: Connection) -> bool:
+            return True
+
+    book = Playbook(lanes=Crowded())
+    for number in range(3):
+        book.from_client(request())
+        book.from_upstream(OK)
+        assert book.to_client() == OK
+        assert len(book.upstreams) == number + 1
+
+
 # a request is sent again
 
 
@@ -175,16 +201,52 @@ def test_another_request_is_refused_and_told_why(method: bytes) -> None:
     assert len(book.upstreams) == 2
 
 
-def test_it_is_sent_again_only_once() -> None:
-    book = Playbook()
+def test_it_is_sent_again_as_often_as_configured_and_not_at_once() -> None:
+    book = Playbook(policy=HttpPolicy(ExchangePolicy(retry_max=3, retry_delay_s=0.1), idle_timeout_s=None))
     book.from_client(request())
     book.from_upstream(OK)
     book.to_client()
     book.from_client(request())
-    book.upstream_closes()
+    book.upstream_closes()  # stale
+    assert len(book.upstreams) == 2
+    for repeat in (1, 2):
+        book.upstream_closes()
+        assert len(book.upstreams) == 1 + repeat
+        assert 0 < book.wakeups[-1].delay <= 0.1 * 2**repeat
+        book.pass_time(0.1 * 2**repeat)
+        assert len(book.upstreams) == 2 + repeat
+        assert book.to_upstream() == request()
     book.upstream_closes()
     assert b" 502 " in book.to_client()
+    assert not book.wakeups
+    assert nothing_is_left(book)
+
+
+@pytest.mark.parametrize("error", [None, UpstreamReset("The pod was deleted.")])
+def test_a_get_on_a_first_use_is_sent_again_too(error: UpstreamReset | None) -> None:
+    book = Playbook(policy=HttpPolicy(idle_timeout_s=None))
+    book.from_client(request())
+    if error:
+        book.stream_errors[book.upstreams[0]] = error
+    book.upstream_closes()
+    book.pass_time(0.1)
+    book.from_upstream(OK)
+    assert book.to_client() == OK
     assert len(book.upstreams) == 2
+    assert nothing_is_left(book)
+
+
+def test_a_client_that_goes_before_its_request_is_sent_again_leaves_nothing() -> None:
+    book = Playbook(h2_client=True, policy=HttpPolicy(idle_timeout_s=None))
+    peer = book.h2_client()
+    stream_id = peer.request()
+    book.upstream_closes()
+    peer.h2.reset_stream(stream_id, 8)
+    peer.flush()
+    book.pass_time(0.1)
+    assert not book.layer.streams
+    peer.request("/second")
+    assert book.to_upstream().startswith(b"GET /second ")
 
 
 @pytest.mark.parametrize("begun", [b"H", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
@@ -200,17 +262,16 @@ def test_it_is_not_sent_again_when_some_answer_came(begun: bytes) -> None:
     assert len(book.upstreams) == 1
 
 
-@pytest.mark.parametrize(("reused", "retry_max"), [(False, 2), (True, 0)])
-def test_it_is_not_sent_again_on_a_first_use_or_without_leave(reused: bool, retry_max: int) -> None:
+@pytest.mark.parametrize(("error", "retry_max"), [(UpstreamReset("It ended."), 0), (ConnectionRefused("It ended."), 2)])
+def test_it_is_not_sent_again_without_leave_or_to_a_port_that_refuses(error: KubeTunnelError, retry_max: int) -> None:
     book = Playbook(policy=HttpPolicy(ExchangePolicy(retry_max=retry_max)))
-    if reused:
-        book.from_client(request())
-        book.from_upstream(OK)
-        book.to_client()
     book.from_client(request())
-    book.stream_errors[book.upstreams[0]] = UpstreamReset("The pod was deleted.")
+    book.from_upstream(OK)
+    book.to_client()
+    book.from_client(request())
+    book.stream_errors[book.upstreams[0]] = error
     book.upstream_closes()
-    assert b"The pod was deleted." in book.to_client()
+    assert b"It ended." in book.to_client()
     assert len(book.upstreams) == 1
 
 

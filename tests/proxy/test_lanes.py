@@ -158,7 +158,8 @@ def test_an_idle_upstream_is_closed_after_a_while() -> None:
 
 def test_a_failure_of_a_pod_comes_with_the_command_that_shows_it() -> None:
     opener = Opener()
-    opener.ask(GET)
+    opener.ask(b"POST / HTTP/1.1\r\nHost: api.shop\r\nContent-Length: 0\r\n\r\n")
+    opener.lanes.closed(opener.book.upstreams[0])
     opener.book.upstream_closes()
     command = b'"command": "kubectl --context prod -n shop logs api-0 --all-containers --tail=20"'
     assert command in opener.book.to_client()

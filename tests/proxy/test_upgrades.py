@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import wsproto
+from mitmproxy.proxy.layers.websocket import WebSocketMessageInjected
 from mitmproxy.tcp import TCPFlow
+from mitmproxy.websocket import WebSocketMessage
 from wsproto.events import BytesMessage, TextMessage
+from wsproto.frame_protocol import Opcode
 
 from kubetunnel.core.errors import UpstreamReset
 from kubetunnel.proxy.http.upgraded import UpgradedLayer
-from kubetunnel.proxy.http.websocket import MAX_KEPT_BYTES, MAX_KEPT_MESSAGES
+from kubetunnel.proxy.http.websocket import MAX_HELD_BYTES, MAX_KEPT_BYTES, MAX_KEPT_MESSAGES
 from kubetunnel.proxy.raw.traffic import MAX_KEPT_BYTES as MAX_KEPT_BYTES_RAW
 from tests.proxy.http_playbook import Playbook
 
@@ -125,6 +130,51 @@ def test_the_newest_messages_are_kept(size: int) -> None:
     assert len(kept) == min(MAX_KEPT_MESSAGES, MAX_KEPT_BYTES // len(sent[0]))
     assert socket.seen == sent, "each was shown to the addons"
     assert socket.book.flows[0].comment == f"{len(sent) - len(kept)} older messages not kept"
+
+
+@pytest.mark.parametrize("message", ["ä" * (5 << 20), bytes(range(256)) * (40 << 10)], ids=["text", "binary"])
+@pytest.mark.parametrize("frame_bytes", [1 << 20, 1 << 30])
+def test_a_huge_message_passes_as_it_comes(message: str | bytes, frame_bytes: int) -> None:
+    socket, whole = Websocket(), _bytes(message)
+    assert len(whole) > 2 * MAX_HELD_BYTES
+    event = TextMessage if isinstance(message, str) else BytesMessage
+    frames = [message[start : start + frame_bytes] for start in range(0, len(message), frame_bytes)]
+    sent = b"".join(
+        socket.client.send(event(data=frame, message_finished=number == len(frames) - 1))
+        for number, frame in enumerate(frames)
+    )
+    passed, seen, ends, waiting = 0, hashlib.sha256(), 0, 0
+    for start in range(0, len(sent), 65535):
+        socket.book.from_client(sent[start : start + 65535])
+        socket.pod.receive_data(socket.book.to_upstream())
+        for got in socket.pod.events():
+            assert isinstance(got, event)
+            passed += len(_bytes(got.data))
+            seen.update(_bytes(got.data))
+            ends += got.message_finished
+        waiting = max(waiting, start - passed)
+    assert (passed, seen.digest(), ends) == (len(whole), hashlib.sha256(whole).digest(), 1)
+    assert waiting <= MAX_HELD_BYTES + 2 * 65535
+    assert 0 < len(socket.seen[-1]) <= MAX_HELD_BYTES + 65535
+    assert whole.endswith(socket.seen[-1])
+    assert "1 long messages shown by their ends" in socket.book.flows[0].comment
+    socket.send("and the next")
+
+
+def test_what_is_injected_into_a_huge_message_comes_behind_it() -> None:
+    socket = Websocket()
+    sent = socket.client.send(BytesMessage(bytes(2 * MAX_HELD_BYTES)))
+    middle = MAX_HELD_BYTES + (1 << 20)
+    for start in range(0, middle, 65536):
+        socket.book.from_client(sent[start : start + 65536])
+    injected = WebSocketMessage(Opcode.TEXT, True, b"injected", injected=True)
+    socket.book.feed(WebSocketMessageInjected(socket.book.flows[0], injected))
+    socket.book.from_client(sent[middle:])
+    socket.pod.receive_data(socket.book.to_upstream())
+    got = list(socket.pod.events())
+    assert isinstance(got[-1], TextMessage)
+    assert got[-1].data == "injected"
+    assert sum(len(event.data) for event in got[:-1] if isinstance(event, BytesMessage)) == 2 * MAX_HELD_BYTES
 
 
 def test_few_messages_are_kept_all() -> None:

@@ -24,6 +24,10 @@ _SUBCOMMANDS = {
     "doctor": "Check cluster, rights, ports, DNS, interfaces and trust; say what mends it.",
     "run": "Run a program so that it reaches the cluster's Services.",
     "netsetup": "Set the machine's network up or down (needs root).",
+    "services": "What the cluster has, and its names.",
+    "completion": "Print the completion script of a shell.",
+    "demo": "The tunnel into a simulated cluster.",
+    "units": "Print systemd units for the tunnel and for the network.",
     "ca": "Where the certificate authority is, and how to trust it.",
 }
 DEFAULT_USER_PORT = 8080  # for who is not root

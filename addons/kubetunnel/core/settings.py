@@ -61,6 +61,11 @@ class ClusterSettings:
     zone: str = _setting(
         "cluster.local", "The cluster's DNS zone.", takes="a DNS zone such as cluster.local", form="zone"
     )
+    dial: str = _setting(
+        "forward",
+        "How pods are reached: through port-forwards, or directly at their addresses (inside the cluster).",
+        choices=("forward", "direct"),
+    )
     demo: bool = _setting(False, "Use a simulated cluster, started as a child process.", flag="--demo")
 
 
@@ -104,6 +109,9 @@ class HttpSettings:
     force_http2: bool = _setting(False, "Speak HTTP/2 to every pod.", env="KTUN_FORCE_HTTP2")
     disable_fallback: bool = _setting(
         False, "HTTP/2 requests go to pods as HTTP/2 or not at all.", env="KTUN_DISABLE_FALLBACK"
+    )
+    trust_port_headers: bool = _setting(
+        False, "Take the port from X-Original-Port or X-Forwarded-Port, of clients on this machine."
     )
     response_header_timeout_s: float = _setting(
         30.0, "From the end of a request to the head of its response.", env="KTUN_RESPONSE_HEADER_TIMEOUT",

@@ -24,7 +24,7 @@ from kubetunnel.forward.departed import ClientSockets
 from kubetunnel.forward.errors import DialTimeout
 from kubetunnel.forward.local_connection import READ_BUFFER_BYTES, LocalConnection, PodConnection
 from kubetunnel.forward.local_sockets import LOOPBACK, bind
-from kubetunnel.forward.pool import PortForwards
+from kubetunnel.forward.pod_streams import PodStreams
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class LocalListener:
     def __init__(
         self,
         workloads: Workloads,
-        forwards: PortForwards,
+        forwards: PodStreams,
         ref: ObjectRef,
         pair: PortPair,
         *,
@@ -244,7 +244,7 @@ class LocalForwards:
     def __init__(
         self,
         workloads: Workloads,
-        forwards: PortForwards,
+        forwards: PodStreams,
         *,
         addresses: Sequence[str] = LOOPBACK,
         retries: int = RETRIES,

@@ -31,7 +31,10 @@ from kubetunnel.forward.upstream import Upstream
 from kubetunnel.forward.websocket import WebSocketFrames
 
 MAX_ERROR_BYTES = 8 * 1024  # of a text; what comes after it is left out
-ERROR_GRACE_S = 0.5  # containerd ends the data stream first and writes the error text, if there is one, right after it
+
+# containerd ends the data stream first, and writes the error text, if there is one, right after it. How long that takes
+# to come here depends on the load: what a ping that was sent later has overtaken is not under way any more
+ERROR_GRACE_S = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +57,7 @@ class SpdyUpstream(Upstream):
         self._requests = 0
         self._by_id: dict[int, _SpdyLane] = {}
         self._pinged_at: dict[int, float] = {}
+        self._half_ended: dict[int, _SpdyLane] = {}  # by the ping that is to tell
         self._pieces: list[memoryview] = []  # of one read, for one stream: handed over at once
         self._pieces_of: _SpdyLane | None = None
 
@@ -148,6 +152,7 @@ class SpdyUpstream(Upstream):
                 self._take_reset(stream_id, status)
             case PingAcknowledged(ping_id):
                 self._read_until = self._pinged_at.pop(ping_id)
+                self._take_half_end(self._half_ended.pop(ping_id, None))
             case StreamOpened(stream_id):
                 self._spdy.reset(stream_id, REFUSED_STREAM)
             case GoAwayReceived(_, status):
@@ -185,6 +190,17 @@ class SpdyUpstream(Upstream):
             self._end_lane(lane, self._text_error(lane) if lane.error_text else None)
         elif lane.data_ended and lane.eof_timer is None:
             # a good end or a failure? The error stream tells; where it stays open, the pod has closed only its half
+            lane.eof_timer = self._loop.call_later(ERROR_GRACE_S, self._doubt_end, lane)
+
+    def _doubt_end(self, lane: _SpdyLane) -> None:
+        ping_id = self._spdy.ping()
+        self._pinged_at[ping_id] = self._loop.time()
+        self._half_ended[ping_id] = lane
+        self.flush()
+
+    def _take_half_end(self, lane: _SpdyLane | None) -> None:
+        """A reset must not look like a good end, and a good end that is one of both streams takes no time at all."""
+        if lane is not None and lane.data_id in self._by_id:
             lane.eof_timer = self._loop.call_later(ERROR_GRACE_S, lane.stream.feed_eof)
 
     def _take_reset(self, stream_id: int, status: int) -> None:

@@ -223,6 +223,7 @@ class ForwardStream(asyncio.Transport):
         if not self._lost:
             self._lost = True
             self._call(self._protocol.connection_lost, failure)
+            self._protocol = asyncio.BaseProtocol()  # a circle less for the garbage collector
 
     def _drop_held(self) -> None:
         self._held.clear()

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import h11
 
@@ -112,8 +113,7 @@ class UpgradeConnection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # by its interface: asyncio's signature is wider
 
     def data_received(self, data: bytes) -> None:
         self._advance(data)

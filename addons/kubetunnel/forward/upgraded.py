@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 from abc import ABC, abstractmethod
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
@@ -109,9 +110,8 @@ class UpgradedConnection(asyncio.BufferedProtocol, ABC):
     # -- asyncio's side (BufferedProtocol)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  (asyncio's signature is wider than its calls)
-        self._transport = transport
-        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self._transport = cast("asyncio.Transport", transport)  # by its interface: asyncio's signature is wider
+        self._transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         if transport.get_extra_info("ssl_object") is None:
             # the event loop of Windows takes a buffer for a socket and fills it later
             self._buffer = memoryview(bytearray(READ_BUFFER_BYTES))
@@ -145,6 +145,7 @@ class UpgradedConnection(asyncio.BufferedProtocol, ABC):
             if handle is not None:
                 handle.cancel()
         self._end_lanes(None)
+        self._buffer = memoryview(b"")  # what still refers to us is not to keep it
         self.closed.set_result(None)
 
     # -- for subclasses

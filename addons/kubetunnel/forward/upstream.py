@@ -15,15 +15,11 @@ from typing import Any
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import KubeTunnelError, UpstreamReset
 from kubetunnel.forward.lane import BULK_BYTES, UPLOAD_BYTES, Lane, Owner, UpstreamFacts
+from kubetunnel.forward.neighbours import any_heavy, anyone_waits, stopped
 from kubetunnel.forward.stream import Bytes, ForwardStream
 from kubetunnel.forward.upgraded import UpgradedConnection, logger
 
-# A stream that does not read holds 1 MiB, then its upstream stops for its sake. While a neighbour waits for an answer,
-# that answer may only lie behind the bytes of the stopped one: it holds 16 MiB before the upstream stops, which small
-# exchanges need a fraction of, and a neighbour that waits even then gets its answer at the cost of the stopped stream.
-HELD_BYTES = 1024 * 1024
-CROWD_HELD_BYTES = 16 * 1024 * 1024
-STOPPED_S = 2.0
+STOPPED_S = 2.0  # then a neighbour that waits gets its answer at the cost of the stopped stream
 QUIET_S = 1.0  # of an upstream on which nothing came for so long a ping asks, with the next bytes, whether it lives
 LINGER_BYTES = 256 * 1024  # of an abandoned stream, before its upstream is closed to stop the download
 LINGER_S = 5.0  # the runtimes end a stream 1 s after our FIN
@@ -312,29 +308,21 @@ class Upstream(UpgradedConnection):
         self._end_lane(lane, error)
 
     def _stopped_lanes(self) -> list[Lane]:
-        """The streams for whose sake the upstream is not read."""
-        paused = [lane for lane in self._lanes.values() if lane.stream.paused]
-        if not paused:
-            return []
-        limit = 0 if len(self._lanes) == 1 else CROWD_HELD_BYTES if self._neighbours_wait() else HELD_BYTES
-        return [lane for lane in paused if lane.stream.held_bytes >= limit]
+        return stopped(self._lanes.values(), self._since())
 
-    def _neighbours_wait(self) -> bool:
-        """Whether a stream that reads waits for an answer."""
-        now = self._stopped_at if self._reading_paused else self._loop.time()
-        return any(lane.in_flight(now) for lane in self._lanes.values())
+    def _since(self) -> float:
+        """Who waited when reading stopped waits still."""
+        return self._stopped_at if self._reading_paused else self._loop.time()
 
     def _free_neighbours(self) -> None:
-        if self._neighbours_wait():
+        if anyone_waits(self._lanes.values(), self._since()):
             for lane in self._stopped_lanes():
                 held = f"{lane.stream.held_bytes >> 20} MiB wait for its reader, and other streams behind them"
                 error = UpstreamReset(f"The connection to {lane.stream.target} was given up: {held}.")
                 self._cut_lane(lane, "a reader stopped", error)
 
     def _weigh(self, now: float) -> None:
-        """Find out who is bulky or has stopped reading; who shares the upstream with such a one is to leave it."""
-        heavy = [lane.weigh(now) for lane in self._lanes.values()]
-        if self.crowded != any(heavy):
+        if self.crowded != any_heavy(self._lanes.values(), now):
             self.crowded = not self.crowded
             self._owner.upstream_changed(self)
 

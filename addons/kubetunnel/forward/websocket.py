@@ -9,7 +9,7 @@ Compression is never offered: what is forwarded is compressed or encrypted alrea
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import struct
 
 from websockets.frames import Opcode
@@ -23,6 +23,7 @@ except ImportError:  # a machine that the package has no wheel for: Python is sl
 # larger ones are handed on piece by piece. These are whole: the text of an error channel is a single frame
 WHOLE_FRAME_BYTES = 8 * 1024
 MAX_CONTROL_BYTES = 125  # RFC 6455 5.5
+MASKS_AT_ONCE = 64  # keys; a system call for each would be 3 % of the CPU of an upload
 
 # at DEBUG the package would log the beginning of every frame, and what is forwarded is nobody's business
 _NO_LOG = logging.Logger("kubetunnel.forward.websocket frames", logging.CRITICAL)  # noqa: LOG001 - no child of the root, whose level would count
@@ -34,6 +35,7 @@ _BEGINNINGS = (Opcode.BINARY, _FIN | Opcode.BINARY, Opcode.TEXT, _FIN | Opcode.T
 _CONTROLS = (_FIN | Opcode.CLOSE, _FIN | Opcode.PING, _FIN | Opcode.PONG)
 _MASKED = 0x80  # of the second byte
 _LENGTH_16, _LENGTH_64 = 126, 127
+_MASK = struct.Struct("4s")
 _HEAD_8, _HEAD_16, _HEAD_64 = struct.Struct("!BB"), struct.Struct("!BBH"), struct.Struct("!BBQ")
 
 
@@ -47,6 +49,7 @@ class WebSocketFrames:
     def __init__(self) -> None:
         self._protocol = Protocol(Side.CLIENT, state=State.OPEN, logger=_NO_LOG)
         self._out: list[bytes] = []
+        self._masks: list[bytes] = []  # from a strong source of entropy (RFC 6455 5.3), each used once
         self._pings = 0
         self._held = bytearray()  # the head of a frame, or a small frame, as far as it came
         self._left = 0  # of the data frame that is being read
@@ -95,7 +98,9 @@ class WebSocketFrames:
             head = _HEAD_16.pack(_FIN | Opcode.BINARY, _MASKED | _LENGTH_16, length)
         else:
             head = _HEAD_64.pack(_FIN | Opcode.BINARY, _MASKED | _LENGTH_64, length)
-        mask = secrets.token_bytes(4)  # RFC 6455 5.3: from a strong source of entropy
+        if not self._masks:
+            self._masks = [key for (key,) in _MASK.iter_unpack(os.urandom(MASKS_AT_ONCE * _MASK.size))]
+        mask = self._masks.pop()
         self._out += (head, mask, apply_mask(data, mask))
 
     def ping(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kubetunnel.cluster.access import ClusterAccess, load_access
 from kubetunnel.cluster.discovery import Discovery
@@ -16,6 +16,8 @@ from kubetunnel.core.catalog import ServiceState
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError
 from kubetunnel.core.settings import ClusterSettings, Settings
 from kubetunnel.demo import Demo
+from kubetunnel.forward.direct import DirectConnections
+from kubetunnel.forward.pod_streams import PodStreams
 from kubetunnel.forward.pool import PortForwards
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class Session:
 
     access: ClusterAccess
     discovery: Discovery
-    forwards: PortForwards
+    forwards: PodStreams
 
     async def aclose(self) -> None:
         await self.forwards.aclose()
@@ -76,7 +78,7 @@ class Cluster:
                 loaded_for = (self._settings, self._demo)
                 access = await self._load()
                 if loaded_for == (self._settings, self._demo) and not self._closed:
-                    self._session = _open(access, self._idle_timeout_s)
+                    self._session = _open(access, self._settings.dial, self._idle_timeout_s)
                 else:  # other settings came meanwhile
                     await access.aclose()
             return self._session
@@ -142,7 +144,9 @@ class Clusters:
         main = settings.cluster
         wanted = {_plain(main.zone): main}
         for other in settings.zones:
-            wanted.setdefault(_plain(other.zone), ClusterSettings(main.kubeconfig, other.context, None, other.zone))
+            wanted.setdefault(
+                _plain(other.zone), replace(main, context=other.context, namespace=None, zone=other.zone, demo=False)
+            )
         former, self._clusters = self._clusters, {}
         for zone, cluster_settings in wanted.items():
             cluster = former.pop(zone, None) or Cluster(cluster_settings)
@@ -163,8 +167,11 @@ def _plain(zone: str) -> str:
     return zone.lower().removesuffix(".")
 
 
-def _open(access: ClusterAccess, idle_timeout_s: float) -> Session:
-    discovery, forwards = Discovery(access, idle_timeout_s=idle_timeout_s), PortForwards(access)
+def _open(access: ClusterAccess, dial: str, idle_timeout_s: float) -> Session:
+    discovery = Discovery(access, idle_timeout_s=idle_timeout_s)
+    forwards: PodStreams = (
+        DirectConnections(idle_timeout_s=idle_timeout_s) if dial == "direct" else PortForwards(access)
+    )
     known: dict[tuple[str, str], frozenset[str]] = {}
 
     def drain_vanished(namespace: str, service: str, state: ServiceState | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_address
 from typing import Any
 
 from mitmproxy import ctx, exceptions, http
@@ -37,6 +38,8 @@ from kubetunnel.proxy.upstreams import Upstreams, port_request
 
 logger = logging.getLogger(__name__)
 
+_PORT_HEADERS = ("X-Original-Port", "X-Forwarded-Port")
+_MAX_PORT = 65535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -113,6 +116,7 @@ class Gate:
             response_header_timeout_s=settings.http.response_header_timeout_s,
             grpc_timeout_s=settings.grpc.timeout_s,
             retry_max=settings.retry.max,
+            retry_delay_s=settings.retry.delay_s,
         )
         mode = mode or (HTTPMode.transparent if context.server.address else HTTPMode.regular)
         return KubeHttpLayer(
@@ -251,8 +255,25 @@ class Gate:
             host = sni
         if (asked_for := self._virtual.port(flow.client_conn)) is not None:
             return host, port_request(asked_for)
+        if (forwarded := self._forwarded_port(flow)) is not None:
+            is_default = forwarded in _DEFAULT_PORTS.values()
+            return host, PortRequest(forwarded, explicit=not is_default, scheme=request.scheme)
         explicit = port is not None
         return host, PortRequest(port or _DEFAULT_PORTS[request.scheme], explicit=explicit, scheme=request.scheme)
+
+    def _forwarded_port(self, flow: http.HTTPFlow) -> int | None:
+        """The port that a proxy before us says its client asked for, where it may be believed."""
+        client = flow.client_conn
+        if not self._router.settings.http.trust_port_headers or not ip_address(client.peername[0]).is_loopback:
+            return None
+        for name in _PORT_HEADERS:
+            value = flow.request.headers.get(name)
+            if value is None:
+                continue
+            if not (value.isascii() and value.isdigit() and 0 < int(value) <= _MAX_PORT):
+                raise NotAServiceName(f"{name} is {value[:20]!r}, which is no port.")
+            return int(value)
+        return None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         is_here = flow.response is not None and flow.response.raw_content is not None  # an addon's, or recorded

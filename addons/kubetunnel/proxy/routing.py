@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 import time
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kubetunnel.cluster.single_flight import SingleFlight
 from kubetunnel.core.backoff import Backoff
-from kubetunnel.core.catalog import PodPort, ServicePort, ServiceState
-from kubetunnel.core.endpoints import Target, choose_target, targets
-from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, PodGone, Timeout, UpstreamReset
+from kubetunnel.core.catalog import ServicePort, ServiceState
+from kubetunnel.core.endpoints import Target, targets
+from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, Timeout
 from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, SrvName, parse_name
 from kubetunnel.core.ports import PortRequest, choose_port
 from kubetunnel.core.settings import ServiceSettings, Settings
 from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
-from kubetunnel.forward.errors import DialTimeout
-from kubetunnel.forward.pool import PortForwards
+from kubetunnel.forward.pod_streams import PodStreams
+from kubetunnel.proxy.attempts import Attempts, Choices
 from kubetunnel.proxy.clusters import Clusters, Session
+from kubetunnel.proxy.failover import FailoverStream
 from kubetunnel.proxy.http2_probe import speaks_http2
 from kubetunnel.proxy.refusals import explain
 
@@ -30,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 PROBE_MEMORY_S = 60.0  # a rollout may bring pods that speak something else
 PROBE_PATIENCE_S = 4.0  # to open a stream, and for the answer
-
-# concerns this endpoint alone: another one may do better
-_ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +49,11 @@ class Destination:
         """The full name and the port, as flows show them."""
         return str(self.name), self.port
 
+    @property
+    def forwards(self) -> PodStreams:
+        """The port-forwards of its cluster."""
+        return self.session.forwards
+
     def explain(self, target: Target, error: KubeTunnelError) -> None:
         """Gives a failure of this endpoint a command that shows it, where it has none."""
         pod = target.pod_port
@@ -63,10 +64,19 @@ class Destination:
 class Upstream:
     """An open stream to a pod's port."""
 
-    target: Target
+    attempts: Attempts
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    retries: int
+
+    @property
+    def target(self) -> Target:
+        """The endpoint; another one later, where this one refuses."""
+        return self.attempts.target
+
+    @property
+    def retries(self) -> int:
+        """How many attempts were before it."""
+        return self.attempts.retries
 
 
 class Router:
@@ -75,8 +85,7 @@ class Router:
     def __init__(self, settings: Settings, clusters: Clusters, rng: random.Random | None = None) -> None:
         self._settings = settings
         self._clusters = clusters
-        self._rng = rng or random.Random()  # noqa: S311 - balancing, no secret
-        self._opening: Counter[PodPort] = Counter()
+        self._choices = Choices(rng or random.Random())  # noqa: S311 - balancing, no secret
         self._probed: dict[tuple[str, int], tuple[bool, float]] = {}
         self._probes: SingleFlight[tuple[str, int], bool | None] = SingleFlight(
             patience_s=PROBE_PATIENCE_S, out_of_patience=lambda: Timeout("The pod was asked for HTTP/2 and is silent.")
@@ -203,42 +212,21 @@ class Router:
 
         `shared`: for small exchanges, so it may have neighbours on its connection to the API server.
         """
-        left = destination.targets
-        client = client if destination.sticky else None
         retry = self._settings.retry
-        delays_s = Backoff(retry.delay_s, cap_s=10 * retry.delay_s, retries=retry.max).delays_s(self._rng)
-        for retries in itertools.count():
-            forwards = destination.session.forwards
-            target = choose_target(left, partial(self._streams, forwards), self._rng, client)
-            self._opening[target.pod_port] += 1
-            try:
-                reader, writer = await forwards.open_connection(target.pod_port, shared=shared)
-            except _ENDPOINT_FAILED as e:
-                delay_s = next(delays_s, None)
-                if delay_s is None:
-                    destination.explain(target, e)
-                    raise
-                logger.info("%s: %s Trying again.", target.pod_port, e)
-                await asyncio.sleep(delay_s)
-                left = tuple(t for t in left if t is not target)
-                if isinstance(e, PodGone) or not left:
-                    # what is remembered may be old, where the watch that would tell is broken as well
-                    destination = await self.find(destination.name, destination.request, fresh=True)
-                    left = destination.targets
-            except KubeTunnelError as e:
-                destination.explain(target, e)
-                raise
-            else:
-                return Upstream(target, reader, writer, retries)
-            finally:
-                self._opening[target.pod_port] -= 1
-                if not self._opening[target.pod_port]:
-                    del self._opening[target.pod_port]
-        raise AssertionError("unreachable")
-
-    def _streams(self, forwards: PortForwards, target: Target) -> int:
-        """Those that are being opened count, too: a burst would all go to one pod."""
-        return forwards.open_streams(target.pod_port.namespace, target.pod_port.pod) + self._opening[target.pod_port]
+        attempts = Attempts(
+            destination,
+            self._choices,
+            partial(self.find, destination.name, destination.request, fresh=True),
+            Backoff(retry.delay_s, cap_s=10 * retry.delay_s, retries=retry.max),
+            client=client if destination.sticky else None,
+            shared=shared,
+        )
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        stream = FailoverStream(attempts, protocol)
+        await stream.open()
+        return Upstream(attempts, reader, asyncio.StreamWriter(stream, protocol, reader, loop))
 
     @property
     def _zones(self) -> tuple[str, ...]:

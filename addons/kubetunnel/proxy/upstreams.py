@@ -22,6 +22,8 @@ from kubetunnel.core.endpoints import Target
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http
+from kubetunnel.proxy import untraced
+from kubetunnel.proxy.attempts import Attempts
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.reading import PausableReaders
 from kubetunnel.proxy.mode import KubeMode
@@ -37,11 +39,24 @@ class Opened:
     """One upstream of a client connection. `error`: why it ended, once it has."""
 
     destination: Destination
-    target: Target
-    retries: int
+    attempts: Attempts
     setup_s: float
     reader: asyncio.StreamReader | None
     error: KubeTunnelError | None = None
+
+    @property
+    def target(self) -> Target:
+        """The endpoint that it goes to: another one later, where this one refuses."""
+        return self.attempts.target
+
+    @property
+    def retries(self) -> int:
+        """How many attempts were before this endpoint's."""
+        return self.attempts.retries
+
+    def explain(self, error: KubeTunnelError) -> None:
+        """Gives a failure of this upstream a command that shows it, where it has none."""
+        self.destination.explain(self.target, error)
 
     def end(self) -> None:
         """Lets go of all that leads back to the connection: a traceback's frames do, and a reader's exception has one.
@@ -74,6 +89,7 @@ class Upstreams:
 
     def attach(self, handler: ProxyConnectionHandler) -> None:
         """Stands in for this handler's `open_connection`, whatever its mode is."""
+        untraced.attach(handler)
         # weak, since one that is part of a cycle would wait for the garbage collector with all its layers
         handler.open_connection = partial(self._open_connection, ref(handler))  # type: ignore[method-assign]
         client = handler.transports[handler.client]
@@ -140,14 +156,10 @@ class Upstreams:
             await _fail(handler, command, hook_data, str(e))
             return
         self._opened[connection] = opened
-        explain = partial(opened.destination.explain, opened.target)
-        self.lanes.opened(connection, writer.transport, explain)
+        self.lanes.opened(connection, writer.transport, opened.explain)
         self._connect_errors.get(handler.client, {}).pop(address, None)
         try:
             await _serve(handler, command, hook_data, opened, writer, self.readers)
-        except asyncio.CancelledError as e:
-            e.__traceback__ = None  # mitmproxy keeps the exception in a frame that its traceback leads to
-            raise
         finally:
             writer.close()
             opened.end()
@@ -180,7 +192,7 @@ class Upstreams:
             connection.alpn = b"h2" if version is Http.HTTP2 else None
         upstream = await self._router.open(destination, client.peername[0], shared=self.lanes.is_shared(connection))
         setup_s = time.monotonic() - started
-        return Opened(destination, upstream.target, upstream.retries, setup_s, upstream.reader), upstream.writer
+        return Opened(destination, upstream.attempts, setup_s, upstream.reader), upstream.writer
 
 
 def port_request(number: int) -> PortRequest:

@@ -89,12 +89,14 @@ class GetUpstream(base.HttpCommand):
         fresh: none that was used already when this was asked.
         small: the request has little to send, or nothing.
         from_http2: the client speaks HTTP/2, so the pod may be asked for it.
+        delay_s: to wait before it is asked for.
     """
 
     origin: Origin
     fresh: bool = False
     small: bool = False
     from_http2: bool = False
+    delay_s: float = 0.0
     blocking = True
 
 

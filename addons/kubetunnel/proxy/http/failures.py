@@ -28,14 +28,20 @@ class Failures(Protocol):
         ...
 
 
-def may_repeat(failure: UpstreamFailed, request: http.Request, *, reused: bool) -> bool:
+def may_repeat(failure: UpstreamFailed, request: http.Request, error: KubeTunnelError | None) -> bool:
     """Whether another upstream may get this request, which had no answer.
 
-    A pod may close a kept-alive connection just when a request comes in; whether it has read it, nobody knows.
+    A pod may close a kept-alive connection just when a request comes in, or be killed before it answers; whether it has
+    read the request, nobody knows.
+
+    Args:
+        error: why the upstream ended; None where it simply closed.
     """
     if failure.unprocessed:
         return True
-    return failure.ended and not failure.answered and failure.h2_error is None and reused and is_idempotent(request)
+    # what refused, or timed out, was given its chances when it was opened
+    cut = failure.ended and isinstance(error, UpstreamReset | None)
+    return cut and not failure.answered and failure.h2_error is None and is_idempotent(request)
 
 
 def error_of_failure(failure: UpstreamFailed, request: http.Request, *, reused: bool) -> KubeTunnelError | None:

@@ -92,6 +92,7 @@ class KubeHttpLayer(UpstreamSide):
         elif isinstance(event, events.Wakeup) and event.command in self._wakeups:
             self._wakeups.discard(event.command)
             yield from self._end_of_time()
+            yield from self.ask_for_delayed()
             yield from self.close_idle()
         elif isinstance(event, events.ConnectionEvent):
             yield from self._connection_event(event)

@@ -19,6 +19,8 @@ from kubetunnel.proxy.http.events import GetUpstream, Lease, Origin
 MAX_UPSTREAMS = 100  # of one client connection to one origin; the default of pool.max_connections_per_service
 MAX_IDLE = 50  # the default of pool.max_idle_per_service
 
+MAX_FRUITLESS = 8  # upstreams in a row that were opened for whoever waits, and closed without having served anybody
+
 type Protocol = Literal["http/1", "h2"]
 
 
@@ -45,7 +47,14 @@ class Close:
     connection: Server
 
 
-type Step = Assign | Open | Close
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """No upstream that is opened does for this request: a defect, and no reason to go on opening them."""
+
+    request: GetUpstream
+
+
+type Step = Assign | Open | Close | Refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class _State:
     protocol: Protocol | None = None
     opening: int = 0
     opened: int = 0  # so far
+    fruitless: int = 0
     waiting: deque[_Asked] = field(default_factory=deque)
     idle: list[Server] = field(default_factory=list)
     busy: set[Server] = field(default_factory=set)
@@ -165,7 +175,10 @@ class UpstreamPool:
 
     def forget(self, connection: Server) -> None:
         """It is closed."""
-        state = self._states[self._known.pop(connection).origin]
+        known = self._known.pop(connection)
+        state = self._states[known.origin]
+        if known.number and not known.used and state.waiting:
+            state.fruitless += 1
         state.busy.discard(connection)
         state.draining.discard(connection)
         for upstreams in (state.idle, state.shared):
@@ -177,6 +190,9 @@ class UpstreamPool:
         state = self._states[origin]
         if not state.waiting:
             return Close(state.idle.pop(0)) if len(state.idle) > self._max_idle else None
+        if state.fruitless >= MAX_FRUITLESS:
+            state.fruitless = 0
+            return Refuse(state.waiting.popleft().request)
         asked = state.waiting[0]
         has_room = state.open < self._max_upstreams
         if connection := self._choose(state, asked, choosy=has_room):
@@ -192,12 +208,13 @@ class UpstreamPool:
         return Close(state.idle.pop(0)) if state.idle else None
 
     def _assign(self, state: _State, connection: Server) -> Step:
+        known = self._known[connection]
         if connection in state.idle:
             state.idle.remove(connection)
-            if self._is_crowded(connection):
+            if known.used and self._is_crowded(connection):  # a new one is as good as it gets
                 return Close(connection)
             state.busy.add(connection)
-        known = self._known[connection]
+        state.fruitless = 0
         lease = Lease(connection, reused=known.used)
         known.used = True
         return Assign(state.waiting.popleft().request, lease)

@@ -51,11 +51,17 @@ NO_HOST = "(no Host header)"  # not a valid host, so no request can ask for it
 
 @dataclass(frozen=True, slots=True)
 class ExchangePolicy:
-    """Limits of one exchange. None: no limit. `retry_max` 0: a request is never sent again."""
+    """Limits of one exchange. None: no limit.
+
+    Args:
+        retry_max: how often a request may be sent again.
+        retry_delay_s: the ceiling of the first delay before that, doubled for each.
+    """
 
     response_header_timeout_s: float | None = None  # from the end of the request
     grpc_timeout_s: float | None = None  # from the end of the request of a call that brings no grpc-timeout
-    retry_max: int = 1
+    retry_max: int = 2  # the contract's section 3
+    retry_delay_s: float = 0.1
 
 
 class RequestHalf(HttpStream):
@@ -209,11 +215,11 @@ class RequestHalf(HttpStream):
             self.client_state = self.state_done
             yield from self.flow_done()
 
-    def make_server_connection(self, *, fresh: bool = False) -> layer.CommandGenerator[bool]:
+    def make_server_connection(self, *, fresh: bool = False, delay_s: float = 0.0) -> layer.CommandGenerator[bool]:
         request = self.flow.request
         origin = Origin((request.host, request.port), request.scheme == "https", self.flow.server_conn.via)
         small = is_small(request, is_whole=self.client_state == self.state_done)
-        reply = yield GetUpstream(origin, fresh, small, request.is_http2)
+        reply = yield GetUpstream(origin, fresh, small, request.is_http2, delay_s)
         if isinstance(reply, KubeTunnelError):
             yield from self.refuse(reply)
             return False

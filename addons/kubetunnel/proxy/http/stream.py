@@ -1,12 +1,14 @@
 """One exchange of request and response, as mitmproxy's `HttpStream`, with what a tunnel owes to both ends.
 
-A failure before the response has begun is told as a refusal; a request is sent again, once, where that cannot do harm
+A failure before the response has begun is told as a refusal; a request is sent again where that cannot do harm
 (RFC 9110 section 9.2.2); informational responses pass; an answer that comes early does not wait for the request's end.
 """
 
 from __future__ import annotations
 
 # ruff: noqa: S101 - asserts tell the type checker what the states guarantee, as in mitmproxy
+import random
+
 from mitmproxy import flow
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, events, layer
@@ -22,6 +24,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpResponseHeadersHook
 
+from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol, UpstreamReset
 from kubetunnel.proxy.destination import open_asked_for
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
@@ -47,6 +50,7 @@ class KubeHttpStream(RequestHalf):
         self.failures = failures
         self.lanes = lanes
         self._repeats = 0
+        self._backoff = Backoff(policy.retry_delay_s, cap_s=10 * policy.retry_delay_s)
         self._end_is_sent = False
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -175,16 +179,20 @@ class KubeHttpStream(RequestHalf):
             yield SendHttp(ResponseEndOfMessage(self.stream_id), self.context.client)
 
     def _may_repeat(self, event: UpstreamFailed) -> bool:
-        is_left = self._repeats < min(1, self.policy.retry_max)
+        is_left = self._repeats < self.policy.retry_max
         is_at_hand = self.sent is not None and self.sent.is_at_hand
-        reused = self.lease is not None and self.lease.reused
-        return is_left and is_at_hand and may_repeat(event, self.flow.request, reused=reused)
+        error = self.failures.stream_error(self.flow.server_conn)
+        return is_left and is_at_hand and may_repeat(event, self.flow.request, error)
 
     def _repeat(self, event: UpstreamFailed) -> layer.CommandGenerator[None]:
+        # a kept-alive connection that was stale, or an orderly good-bye, says nothing of the pod
+        is_harmless = event.unprocessed or (self.lease is not None and self.lease.reused)
+        at_once = is_harmless and not self._repeats
+        delay_s = 0.0 if at_once else self._backoff.delay_s(self._repeats, random.random())  # noqa: S311 - jitter
         self._repeats += 1
         yield commands.Log(f"{self._where}: {event.message}; {self.flow.request.method} is sent again.")
         # a stream that was refused says nothing against its connection
-        if (yield from self.make_server_connection(fresh=event.h2_error is None)):
+        if (yield from self.make_server_connection(fresh=event.h2_error is None, delay_s=delay_s)):
             assert self.sent
             complete = self.client_state == self.state_done
             yield from self.send_upstream(self.sent.events(self.stream_id, complete=complete))

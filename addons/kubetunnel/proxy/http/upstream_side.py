@@ -22,7 +22,7 @@ from kubetunnel.proxy.http.events import GetUpstream, GetUpstreamCompleted, Orig
 from kubetunnel.proxy.http.failures import Failures
 from kubetunnel.proxy.http.h2_client import KubeHttp2Client
 from kubetunnel.proxy.http.lanes import Lanes
-from kubetunnel.proxy.http.pool import MAX_IDLE, MAX_UPSTREAMS, Assign, Open, UpstreamPool
+from kubetunnel.proxy.http.pool import MAX_IDLE, MAX_UPSTREAMS, Assign, Open, Refuse, UpstreamPool
 from kubetunnel.proxy.http.request import ExchangePolicy
 
 IDLE_TIMEOUT_S = 300.0  # the default of pool.idle_timeout
@@ -61,6 +61,7 @@ class UpstreamSide(HttpLayer):
         self.pool = UpstreamPool(policy.max_upstreams, policy.max_idle, lanes.is_crowded)
         self._clock = clock
         self._idle: Deadlines[Server] = Deadlines()
+        self._delayed: Deadlines[GetUpstream] = Deadlines()
         self._wakeups: set[commands.RequestWakeup] = set()
 
     @abstractmethod
@@ -69,8 +70,19 @@ class UpstreamSide(HttpLayer):
 
     def ask_for_upstream(self, request: GetUpstream) -> layer.CommandGenerator[None]:
         """An exchange needs an upstream."""
+        if request.delay_s:
+            if self._delayed.set(request, self._clock() + request.delay_s):
+                yield self.wake_in(request.delay_s)
+            return
         self.pool.ask(request)
         yield from self._serve(request.origin)
+
+    def ask_for_delayed(self) -> layer.CommandGenerator[None]:
+        """To be called at a wakeup."""
+        for request in self._delayed.passed(self._clock()):
+            self.pool.ask(request)
+            yield from self._serve(request.origin)
+        yield from self.wake_at(self._delayed.next_wakeup(self._clock()))
 
     def _serve(self, origin: Origin) -> layer.CommandGenerator[None]:
         while step := self.pool.next_step(origin):
@@ -80,6 +92,10 @@ class UpstreamSide(HttpLayer):
                 yield from self.event_to_child(stream, GetUpstreamCompleted(step.request, step.lease))
             elif isinstance(step, Open):
                 yield from self.open_upstream(step.origin, shared=step.shared)
+            elif isinstance(step, Refuse):
+                error = UpstreamProtocol("The tunnel itself failed: no upstream that it opened does for the request.")
+                stream = self.command_sources.pop(step.request)
+                yield from self.event_to_child(stream, GetUpstreamCompleted(step.request, error))
             else:
                 yield commands.CloseConnection(step.connection)
 

@@ -28,6 +28,7 @@ CLIENT_RESET = "The client reset the connection."
 CLIENT_LEFT = "The client went away, and the pod does not read what it had sent."
 
 _LINGER_0_S = struct.pack("ii", 1, 0)  # struct linger of socket(7): on, 0 s: close() sends RST
+_CLOSED = 7  # TCP_CLOSE of include/net/tcp_states.h
 
 
 def reset(transport: asyncio.WriteTransport) -> None:
@@ -37,6 +38,15 @@ def reset(transport: asyncio.WriteTransport) -> None:
         with contextlib.suppress(OSError):  # gone already
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0_S)
     transport.abort()
+
+
+def is_reset(transport: asyncio.BaseTransport) -> bool:
+    """Whether the client has reset this connection, also where nothing is read of it, and so nothing tells."""
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    if connection is None or connection.fileno() < 0 or not hasattr(socket, "TCP_INFO"):
+        return False
+    # the first byte of struct tcp_info is the state
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSED
 
 
 def can_be_taken(io: ConnectionIO) -> bool:

@@ -20,8 +20,8 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
 from kubetunnel.proxy.http.reading import PausableReader
-from kubetunnel.proxy.raw.departed import departed, is_reset
-from kubetunnel.proxy.raw.relay import Relay, can_be_taken, reset
+from kubetunnel.proxy.raw.departed import departed
+from kubetunnel.proxy.raw.relay import Relay, can_be_taken, is_reset, reset
 from kubetunnel.proxy.raw.traffic import Traffic
 
 logger = logging.getLogger(__name__)

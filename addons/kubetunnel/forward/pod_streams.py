@@ -1,0 +1,42 @@
+"""What opens streams to pods: port-forwards (`pool.PortForwards`), or connections of the pod network (`direct`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from kubetunnel.core.catalog import PodPort
+from kubetunnel.forward.facts import ForwardFacts
+
+
+class PodStreams(Protocol):
+    """The two have this in common; what each does beyond it, they say."""
+
+    async def open[P: asyncio.Protocol](
+        self, target: PodPort, protocol_factory: Callable[[], P], *, shared: bool = False
+    ) -> tuple[asyncio.Transport, P]:
+        """Open a stream to a port of a pod."""
+        ...
+
+    async def open_connection(
+        self, target: PodPort, *, shared: bool = False
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """`open` with asyncio's streams."""
+        ...
+
+    def open_streams(self, namespace: str, pod: str) -> int:
+        """Streams to the pod that are open now."""
+        ...
+
+    def forwards(self) -> list[ForwardFacts]:
+        """What there is to know of the connections to each pod in use."""
+        ...
+
+    def drain(self, namespace: str, pod: str) -> None:
+        """The pod ends."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close everything."""
+        ...

@@ -1,0 +1,203 @@
+"""Opens one upstream at one endpoint after the other, for as long as the contract's section 3 allows.
+
+Which endpoints failed lately is known for all upstreams: who comes next does not try them first. That is for some
+seconds only, since nobody tells when a node is back, or a port listens again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from kubetunnel.core.backoff import Backoff
+from kubetunnel.core.catalog import PodPort
+from kubetunnel.core.endpoints import Target, choose_target
+from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, PodGone, UpstreamReset
+from kubetunnel.forward.errors import DialTimeout
+from kubetunnel.forward.pod_streams import PodStreams
+
+logger = logging.getLogger(__name__)
+
+FAILED_MEMORY_S = 5.0
+MAX_ANSWERED = 4096  # pods come and go
+
+# concerns this endpoint alone: another one may do better
+_ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout)
+
+
+class Choices:
+    """Chooses endpoints for all upstreams.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, rng: random.Random, clock: Callable[[], float] = time.monotonic) -> None:
+        self.rng = rng
+        self._clock = clock
+        self._opening: Counter[PodPort] = Counter()
+        self._failed_s: dict[tuple[str, str, int | None], float] = {}
+        self._answered: dict[PodPort, None] = {}
+
+    def choose(self, forwards: PodStreams, candidates: Sequence[Target], client: str | None) -> Target:
+        """The endpoint with the fewest streams, of those that did not fail lately where there are any.
+
+        `client`: as `choose_target` has it.
+        """
+        sound = [target for target in candidates if not self.failed_lately(target.pod_port)]
+
+        def streams(target: Target) -> int:
+            # those that are being opened count, too: a burst would all go to one pod
+            pod_port = target.pod_port
+            return forwards.open_streams(pod_port.namespace, pod_port.pod) + self._opening[pod_port]
+
+        return choose_target(sound or candidates, streams, self.rng, client)
+
+    @contextmanager
+    def opening(self, pod_port: PodPort) -> Iterator[None]:
+        """A stream to it is being opened."""
+        self._opening[pod_port] += 1
+        try:
+            yield
+        finally:
+            self._opening[pod_port] -= 1
+            if not self._opening[pod_port]:
+                del self._opening[pod_port]
+
+    def answered(self, pod_port: PodPort) -> None:
+        """Something was heard of it."""
+        if pod_port not in self._answered:
+            if len(self._answered) >= MAX_ANSWERED:
+                del self._answered[next(iter(self._answered))]
+            self._answered[pod_port] = None
+
+    def may_share(self, pod_port: PodPort) -> bool:
+        """Whether a stream to it may have neighbours on its connection to the API server.
+
+        A runtime does not read what was sent to a port that refuses, and that holds up a fifth of the streams beside it
+        (spdystream has five workers for all frames), the pings too.
+        """
+        return pod_port in self._answered
+
+    def failed(self, pod_port: PodPort, error: KubeTunnelError) -> None:
+        """It could not be opened: the port alone where that refused, else the whole pod."""
+        now_s = self._clock()
+        for key in [key for key, at_s in self._failed_s.items() if at_s <= now_s - FAILED_MEMORY_S]:
+            del self._failed_s[key]
+        self._answered.pop(pod_port, None)
+        port = pod_port.port if isinstance(error, ConnectionRefused) else None
+        self._failed_s[pod_port.namespace, pod_port.pod, port] = now_s
+
+    def failed_lately(self, pod_port: PodPort) -> bool:
+        """Whether others are to be tried before it."""
+        if not self._failed_s:
+            return False
+        since_s = self._clock() - FAILED_MEMORY_S
+        keys = ((pod_port.namespace, pod_port.pod, port) for port in (None, pod_port.port))
+        return any(self._failed_s.get(key, since_s) > since_s for key in keys)
+
+
+class Place(Protocol):
+    """A destination, as far as it matters here."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The ready endpoints, at least one."""
+        ...
+
+    @property
+    def forwards(self) -> PodStreams:
+        """The port-forwards of its cluster."""
+        ...
+
+    def explain(self, target: Target, error: KubeTunnelError) -> None:
+        """Gives a failure of this endpoint a command that shows it, where it has none."""
+        ...
+
+
+class Attempts:
+    """The attempts to open one upstream, in turn. `target` is the latest one's, `retries` how many were before it.
+
+    Args:
+        find: looks the place up again, at the API server.
+        backoff: the delays, and by their number how many retries there may be.
+        client: as `choose_target` has it.
+        shared: the upstream is for small exchanges, so it may have neighbours on its connection to the API server.
+    """
+
+    target: Target
+
+    def __init__(
+        self,
+        place: Place,
+        choices: Choices,
+        find: Callable[[], Awaitable[Place]],
+        backoff: Backoff,
+        *,
+        client: str | None = None,
+        shared: bool = False,
+    ) -> None:
+        self.retries = 0
+        self._place = place
+        self._left = place.targets
+        self._choices = choices
+        self._find = find
+        self._delays_s = backoff.delays_s(choices.rng)
+        self._client = client
+        self._shared = shared
+        self._is_alone = True
+
+    async def open(self, protocol_factory: Callable[[], asyncio.Protocol]) -> None:
+        """A stream to an endpoint; the protocol has it when this returns. Raises what the last attempt failed for."""
+        while True:
+            forwards = self._place.forwards
+            target = self.target = self._choices.choose(forwards, self._left, self._client)
+            try:
+                with self._choices.opening(target.pod_port):
+                    self._is_alone = not (self._shared and self._choices.may_share(target.pod_port))
+                    await forwards.open(target.pod_port, protocol_factory, shared=not self._is_alone)
+            except _ENDPOINT_FAILED as e:
+                await self._pass_by(target, e)
+            except KubeTunnelError as e:
+                self._place.explain(target, e)
+                raise
+            else:
+                return
+
+    def answered(self) -> None:
+        """Something was heard of the latest endpoint."""
+        self._choices.answered(self.target.pod_port)
+
+    @property
+    def is_needlessly_alone(self) -> bool:
+        """Whether the stream could share a connection to the API server by now, and does not."""
+        return self._shared and self._is_alone and self._choices.may_share(self.target.pod_port)
+
+    async def open_another(self, refused: ConnectionRefused, protocol_factory: Callable[[], asyncio.Protocol]) -> None:
+        """As `open`, after the latest endpoint turned out to refuse."""
+        await self._pass_by(self.target, refused)
+        await self.open(protocol_factory)
+
+    async def _pass_by(self, target: Target, error: KubeTunnelError) -> None:
+        """Waits before the next attempt; raises the error where there is none."""
+        self._choices.failed(target.pod_port, error)
+        self._left = tuple(each for each in self._left if each.pod_port != target.pod_port)
+        # what hangs or refuses would do so again; of a pod that is gone there may be another by now
+        is_final = not self._left and isinstance(error, DialTimeout | ConnectionRefused)
+        delay_s = None if is_final else next(self._delays_s, None)
+        if delay_s is None:
+            self._place.explain(target, error)
+            raise error
+        logger.info("%s: %s Trying again.", target.pod_port, error)
+        await asyncio.sleep(delay_s)
+        self.retries += 1
+        if isinstance(error, PodGone) or not self._left:
+            # what is remembered may be old, where the watch that would tell is broken as well
+            self._place = await self._find()
+            self._left = self._place.targets
