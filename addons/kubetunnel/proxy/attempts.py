@@ -28,7 +28,7 @@ FAILED_MEMORY_S = 5.0
 MAX_ANSWERED = 4096  # pods come and go
 
 # concerns this endpoint alone: another one may do better
-_ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout)
+_ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout, ConnectionRefused)
 
 
 class Choices:
