@@ -135,6 +135,15 @@ def test_the_host_arrives_as_it_was_asked_for(here: Named) -> None:
     assert here.curl(f"http://{ECHO}/a", "-H", "Host: shop.example").json["host"] == "shop.example"
 
 
+@pytest.mark.parametrize(("scheme", "version"), [("http", "--http1.1"), ("http", H2C), ("https", "--http2")])
+def test_a_web_page_of_a_foreign_name_is_refused(here: Named, scheme: str, version: str) -> None:
+    """DNS rebinding: a browser says by header fields what it is."""
+    page = ["-k", version, "-H", "Accept-Language: en"]
+    refused = here.curl(f"{scheme}://{ECHO}/a", *page, "-H", "Host: evil.example")
+    assert (refused.status, refused.reason) == (400, "NotAServiceName")
+    assert here.curl(f"{scheme}://{ECHO}/a", *page).status == 200
+
+
 def test_the_same_name_in_another_namespace(here: Named) -> None:
     assert here.curl(f"http://echo.other.svc.{ZONE}/hostname").body == "echo\n"
 

@@ -107,6 +107,10 @@ class HttpSettings:
     """HTTP between us and the pods."""
 
     force_http2: bool = _setting(False, "Speak HTTP/2 to every pod.", env="KTUN_FORCE_HTTP2")
+    hosts: tuple[str, ...] = _setting(
+        (), "Hosts that web pages may ask for a Service by at its virtual IP, `*.shop.example` for all below one.",
+        flag="--http-hosts",
+    )  # fmt: skip
     disable_fallback: bool = _setting(
         False, "HTTP/2 requests go to pods as HTTP/2 or not at all.", env="KTUN_DISABLE_FALLBACK"
     )

@@ -19,8 +19,9 @@ from mitmproxy.utils import human
 from kubetunnel.core.catalog import ServicePort
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
 from kubetunnel.core.first_bytes import Protocol
-from kubetunnel.core.names import PodName, ServiceName, split_host_port
+from kubetunnel.core.names import Name, PodName, ServiceName, split_host_port
 from kubetunnel.core.ports import PortRequest
+from kubetunnel.core.rebinding import check_host
 from kubetunnel.core.spoken import Http, spoken_at
 from kubetunnel.proxy import bodies
 from kubetunnel.proxy.connection import KubeConnection
@@ -218,12 +219,20 @@ class Gate:
             raise error  # of a destination that was to be opened before there was a request
         host, port = self._requested(flow)
         name = await self._router.parse(self._virtual.host(host))
+        if self._virtual.is_certain(flow.client_conn):
+            self._check_host(request, name)
         destination = await self._router.find(name, port)
         self._upstreams.settle(flow.client_conn, destination)
         # `.data`: the Host header stays as the client wrote it
         request.data.host, request.data.port = destination.address
         request.data.scheme = b"https" if destination.spoken.tls else b"http"
         flow.metadata["kube"] = {"service": str(name), "port": destination.port}
+
+    def _check_host(self, request: http.Request, name: Name) -> None:
+        settings = self._router.settings
+        zones = (settings.cluster.zone, *(other.zone for other in settings.zones))
+        host = request.host_header or request.authority
+        check_host(host, request.headers.keys(), name, zones=zones, own=settings.http.hosts)
 
     async def _route_by_name(self, flow: http.HTTPFlow) -> None:
         """For `server_replay`: host, port and scheme as `_route` sets them, as far as the name alone tells."""
