@@ -13,8 +13,10 @@ from kubetunnel.configured_forwards import ConfiguredForwards
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.settings import Settings
 from kubetunnel.demo import Demo
+from kubetunnel.inspect.inspection import Inspection
 from kubetunnel.naming import Naming, plan_naming
 from kubetunnel.options import PREFIX, SettingSources, add_options, settings_of, take_mistakes
+from kubetunnel.proxy.authentication import Authentication
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.gate import Gate
 from kubetunnel.proxy.greeting import commands_to_try
@@ -47,9 +49,13 @@ class KubeTunnel:
         relays = Relays()
         gate = Gate(self.router, upstreams, relays)
         self.listening = Listening()
+        self.inspection = Inspection(self.clusters, self.router, upstreams)
         self.naming = Naming(self.clusters, upstreams.virtual)
         self.forwards = ConfiguredForwards(self.clusters)
-        self.addons = [self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams)]
+        self.addons = [
+            Authentication(), self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams),
+            *self.inspection.addons,
+        ]  # fmt: skip
         self.machine_state: Path = DEFAULT_STATE
         self._told = ""
         self._log_level: str | None = None
@@ -82,6 +88,14 @@ class KubeTunnel:
         if self.settings.cluster.demo and self.demo is None:
             self.demo = Demo()
         self._set_log_level()
+        self.inspection.configure(
+            keep_flows=self.settings.inspect.keep_flows,
+            keep_bytes=self.settings.inspect.keep_bytes,
+            grpc_reflection=self.settings.grpc.reflection,
+            grpc_descriptors=self.settings.grpc.descriptors,
+            forward_address=self.settings.forward.ip,
+            retry=self.settings.retry,
+        )
         self.clusters.configure(self.settings, self.demo if self.settings.cluster.demo else None)
         self.router.configure(self.settings)
 
@@ -146,6 +160,7 @@ class KubeTunnel:
             return None
 
     async def _end(self) -> None:
+        await self.inspection.aclose()
         await self.forwards.aclose()
         await self.naming.aclose()
         await self.clusters.aclose()

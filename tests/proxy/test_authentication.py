@@ -131,9 +131,7 @@ def test_it_puts_things_back(addons: Any) -> None:
 async def guarded(sim: Any, start_tunnel: Callable[..., Any], tmp_path: Path) -> AsyncIterator[Tunnel]:
     hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
     (tmp_path / "htpasswd").write_text(f"user:{hashed}\n")
-    script = tmp_path / "authentication.py"
-    script.write_text("from kubetunnel.proxy.authentication import Authentication\n\naddons = [Authentication()]\n")
-    options = ["-s", str(script), "--set", f"proxyauth=@{tmp_path}/htpasswd"]
+    options = ["--set", f"proxyauth=@{tmp_path}/htpasswd"]
     yield await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
 
 

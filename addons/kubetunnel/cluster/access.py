@@ -168,8 +168,12 @@ class ClusterAccess:
             self._issued_tls = (credential, context)
         return self._issued_tls[1]
 
-    async def connect[P: asyncio.BaseProtocol](self, protocol_factory: Callable[[], P]) -> tuple[asyncio.Transport, P]:
+    async def connect[P: asyncio.BaseProtocol](
+        self, protocol_factory: Callable[[], P], *, bulk: bool = False
+    ) -> tuple[asyncio.Transport, P]:
         """Open a connection to the API server: TCP, through proxy-url where there is one, and TLS without HTTP/2.
+
+        `bulk`: it is to carry port-forwards.
 
         Raises:
             ClusterUnreachable: nobody there, or nobody that its certificate authority vouches for.
@@ -180,7 +184,8 @@ class ClusterAccess:
         started, timeout_s = clock(), self.reach.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                opened = await open_connection(self._loaded.config.cluster, self._addresses, context, protocol_factory)
+                cluster = self._loaded.config.cluster
+                opened = await open_connection(cluster, self._addresses, context, protocol_factory, bulk=bulk)
         except TimeoutError as error:
             self.reach.failed(silent=True)
             raise self._unreachable(f"no answer within {timeout_s:g} s") from error

@@ -7,8 +7,10 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
 
+import aiofastnet
 from aiohappyeyeballs import start_connection
 
 from kubetunnel.cluster.addresses import Addresses
@@ -18,13 +20,19 @@ CLOSE_TIMEOUT_S = 1.0  # for the peer's close_notify; asyncio's 30 s would hold 
 
 
 async def open_connection[P: asyncio.BaseProtocol](
-    cluster: Cluster, addresses: Addresses, context: ssl.SSLContext | None, protocol_factory: Callable[[], P]
+    cluster: Cluster,
+    addresses: Addresses,
+    context: ssl.SSLContext | None,
+    protocol_factory: Callable[[], P],
+    *,
+    bulk: bool = False,
 ) -> tuple[asyncio.Transport, P]:
     """A connection without HTTP/2. The caller bounds the time.
 
     Args:
         addresses: resolves the server's name where there is no proxy to do it.
         context: None for an http:// server.
+        bulk: for a connection that carries port-forwards.
 
     Raises:
         OSError, ValueError: see `why_failed`.
@@ -43,7 +51,10 @@ async def open_connection[P: asyncio.BaseProtocol](
         found = await addresses.resolve(host, port)
         connected = await start_connection(found, happy_eyeballs_delay=0.25)  # RFC 8305 section 5
     try:
-        transport, protocol = await loop.create_connection(
+        # for bulk aiofastnet: 10 to 20 % less CPU and a third of the memory a connection; but asyncio's tells what the
+        # server's TLS alert says of our certificate, and the API's first request comes before any port-forward
+        create_connection = partial(aiofastnet.create_connection, loop) if bulk else loop.create_connection
+        transport, protocol = await create_connection(
             protocol_factory,
             sock=connected,
             ssl=context,

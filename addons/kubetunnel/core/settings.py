@@ -124,8 +124,21 @@ class HttpSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class InspectSettings:
+    """What mitmweb and mitmproxy keep."""
+
+    keep_flows: int = _setting(5000, "Finished flows that are kept; the oldest go first.", least=1, most=1_000_000)
+    keep_bytes: int = _setting(256 << 20, "Bytes of finished flows that are kept.", least=1 << 20, most=1 << 40)
+
+
+@dataclass(frozen=True, slots=True)
 class GrpcSettings:
     """gRPC calls."""
+
+    reflection: bool = _setting(True, "Ask pods for the names of gRPC fields while somebody looks (server reflection).")
+    descriptors: tuple[str, ...] = _setting(
+        (), "Files that tell the names of gRPC fields.", takes="FileDescriptorSet files (protoc --descriptor_set_out)"
+    )
 
     timeout_s: float = _setting(
         30.0, "Of a gRPC call that brings no grpc-timeout, to the head of its response.", env="KTUN_GRPC_TIMEOUT",
@@ -256,6 +269,7 @@ class Settings:
     retry: RetrySettings = field(default_factory=RetrySettings)
     http: HttpSettings = field(default_factory=HttpSettings)
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
+    inspect: InspectSettings = field(default_factory=InspectSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)

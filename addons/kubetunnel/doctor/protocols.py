@@ -51,7 +51,7 @@ def judge_protocols(answers: Answers, pod: str) -> Verdict:
         )
     meanings = set(answers.values())
     if Meaning.FORBIDDEN in meanings:
-        command = f"kubectl -n {namespace} auth can-i create pods/portforward"
+        command = f"kubectl -n {namespace} auth can-i create pods --subresource=portforward"
         return fail(CHECK, f"none is taken (pod {pod}): {'; '.join(refused)}", command)
     return fail(
         CHECK,

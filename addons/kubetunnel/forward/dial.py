@@ -175,7 +175,7 @@ class _Attempt:
         """None where the connection ended without an answer."""
         if self._connection is None or not self._connection.reusable:
             self.abort()
-            _, self._connection = await self._access.connect(UpgradeConnection)
+            _, self._connection = await self._access.connect(UpgradeConnection, bulk=True)
         try:
             async with asyncio.timeout(self._answer_timeout_s):
                 return await self._connection.request(offer, headers, self._made)

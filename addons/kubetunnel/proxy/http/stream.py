@@ -106,7 +106,9 @@ class KubeHttpStream(RequestHalf):
         return self.flow.response is not None and self.flow.response.status_code == _SWITCHING_PROTOCOLS
 
     def handle_connect_regular(self) -> layer.CommandGenerator[None]:
-        error = yield from open_asked_for(self.context, self.failures)
+        error = None
+        if not self.flow.response:  # an addon's refusal, for want of credentials
+            error = yield from open_asked_for(self.context, self.failures)
         if error is not None:
             self.flow.response = refusal(error, self.flow.request)
             self.flow.error = flow.Error(str(error))

@@ -1,0 +1,1 @@
+"""What mitmproxy and mitmweb show of the cluster beside the flows: content views, commands, how much is kept."""

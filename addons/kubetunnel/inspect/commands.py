@@ -1,0 +1,170 @@
+"""Commands of mitmproxy and mitmweb: what is in use, and local forwards opened and closed while it runs.
+
+Commands are synchronous: they tell what is known and begin what was asked for. Tables have a heading as their first
+row; mitmproxy shows them as such, and mitmweb's API (`POST /commands/kube.services`) gives them as JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mitmproxy import command, exceptions, types
+from mitmproxy.utils import human
+
+from kubetunnel.forward.listener import LocalListener
+from kubetunnel.inspect import in_use
+from kubetunnel.inspect.asked_forwards import AskedForward, AskedForwards
+from kubetunnel.inspect.in_use import ServiceInUse
+from kubetunnel.proxy.clusters import Clusters
+
+logger = logging.getLogger(__name__)
+
+type HealthOf = Callable[[str, str, str], str]
+
+_SERVICES = ["service", "context", "ports", "ready", "streams", "pods"]
+_FORWARDS = ["forward", "state", "protocol", "streams", "sent", "received", "age", "last error"]
+_HEALTH = ["what", "health", "detail"]
+
+
+def _command[F: Callable[..., Any]](path: str) -> Callable[[F], F]:
+    """mitmproxy's decorator, which has no types."""
+    untyped: Any = command.command
+    decorate: Callable[[F], F] = untyped(path)
+    return decorate
+
+
+class Commands:
+    """An addon: `kube.…`.
+
+    Args:
+        health_of: a word on the health of a Service (its zone, Namespace and name); None: it is not measured.
+    """
+
+    name = "kubetunnel_commands"
+
+    def __init__(self, clusters: Clusters, asked: AskedForwards, health_of: HealthOf | None = None) -> None:
+        self._clusters = clusters
+        self._asked = asked
+        self._health_of = health_of
+
+    @_command("kube.services")
+    def services(self) -> types.Data:
+        """The Services that were used lately: their ports, and the pods behind them."""
+        return _table(_SERVICES, *map(_service_row, in_use.services(self._clusters)))
+
+    @_command("kube.forwards")
+    def forwards(self) -> types.Data:
+        """The port-forwards to pods, and the local listeners that kube.forward.open made."""
+        rows = []
+        for _, facts in in_use.forwards(self._clusters):
+            rows.append(
+                [
+                    f"{facts.namespace}/{facts.pod}",
+                    facts.state,
+                    facts.protocol,
+                    str(facts.streams),
+                    human.pretty_size(facts.bytes_sent),
+                    human.pretty_size(facts.bytes_received),
+                    _age(facts.since),
+                    facts.last_error,
+                ]
+            )
+        rows += [[each.entry, _state(each), "", "", "", "", "", each.failure] for each in self._asked.forwards()]
+        return _table(_FORWARDS, *rows)
+
+    @_command("kube.forward.open")
+    def open(self, *words: str) -> str:
+        """Opens a local listener as kubectl port-forward does: svc/api -n shop 5432; again, tells where it listens."""
+        entry = _entry(words)
+        known = next((each for each in self._asked.forwards() if each.entry == entry and each.listeners), None)
+        if known is not None:
+            return f"{entry}: {_state(known)}"
+        try:
+            self._asked.ask(entry)
+        except ValueError as e:
+            raise exceptions.CommandError(str(e).removeprefix("forwards: ")) from e
+        return f"{entry}: opening. The log and kube.forwards tell where it listens."
+
+    @_command("kube.forward.close")
+    def close(self, *words: str) -> str:
+        """Closes what kube.forward.open opened (its words, or HOST:PORT), or the forward to a pod: NAMESPACE/POD."""
+        wanted = _entry(words)
+        for each in self._asked.forwards():
+            if wanted == each.entry or wanted in _addresses(each.listeners):
+                self._asked.withdraw(each.entry)
+                return f"{each.entry}: closed."
+        for session, facts in in_use.forwards(self._clusters):
+            if wanted == f"{facts.namespace}/{facts.pod}":
+                logger.info("Forward to %s is closed by kube.forward.close.", wanted)
+                session.forwards.drain(facts.namespace, facts.pod)
+                return f"{wanted}: closed for new streams; {facts.streams} run to their end. The next request opens it."
+        there = [each.entry for each in self._asked.forwards()]
+        there += [f"{facts.namespace}/{facts.pod}" for _, facts in in_use.forwards(self._clusters)]
+        raise exceptions.CommandError(f"There is no forward {wanted!r}. There are: {', '.join(there) or 'none'}.")
+
+    @_command("kube.health")
+    def health(self) -> types.Data:
+        """How the clusters, Services and forwards in use are."""
+        rows = []
+        for zone, session in in_use.sessions(self._clusters):
+            access = session.access
+            rows.append([f"cluster {zone}", "open", f"context {access.context}, {access.server}"])
+        rows += [self._service_health(service) for service in in_use.services(self._clusters)]
+        for _, facts in in_use.forwards(self._clusters):
+            detail = facts.last_error or facts.reason
+            rows.append([f"forward {facts.namespace}/{facts.pod}", facts.state, detail])
+        return _table(_HEALTH, *rows)
+
+    def _service_health(self, used: ServiceInUse) -> list[str]:
+        service = used.state.service
+        if self._health_of is not None:
+            word = self._health_of(used.zone, service.namespace, service.name)
+        elif service.external_name:
+            word = "not forwardable"
+        else:
+            word = "ready" if used.ready else "not ready"
+        return [used.name, word, f"{used.ready} of {len(used.pods)} pods ready"]
+
+
+def _service_row(used: ServiceInUse) -> list[str]:
+    service, forwards = used.state.service, used.session.forwards
+    streams = sum(forwards.open_streams(service.namespace, pod) for pod in used.pods)
+    return [
+        used.name,
+        used.session.access.context,
+        ", ".join(map(str, service.ports)),
+        f"{used.ready}/{len(used.pods)}",
+        str(streams),
+        ", ".join(used.pods) or (f"CNAME {service.external_name}" if service.external_name else ""),
+    ]
+
+
+def _table(heading: list[str], *rows: list[str]) -> types.Data:
+    return [heading, *rows]  # type: ignore[return-value]  # Data is a name for the annotation, no class to make
+
+
+def _entry(words: tuple[str, ...]) -> str:
+    """The words as one text, be they one argument or several."""
+    if not words:
+        raise exceptions.CommandError("Give a target and its ports: svc/api -n shop 5432")
+    return " ".join(shlex.quote(word) for each in words for word in each.split())
+
+
+def _state(forward: AskedForward) -> str:
+    if forward.listeners:
+        return f"listens on {', '.join(_addresses(forward.listeners))}"
+    return "not open yet" if forward.failure else "opening"
+
+
+def _addresses(listeners: tuple[LocalListener, ...]) -> list[str]:
+    found = [address for listener in listeners for address in listener.addresses]
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found]
+
+
+def _age(since: float) -> str:
+    seconds = max(0, round(time.time() - since))
+    return f"{seconds // 3600}h{seconds % 3600 // 60}m" if seconds >= 3600 else f"{seconds // 60}m{seconds % 60}s"
