@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from netsetup.reverse_names import ReverseName
 
 logger = logging.getLogger(__name__)
 
+MAX_QUERIES = 100  # that are remembered
 MAX_ALIASES = 8  # an ExternalName that leads to another one; unbound allows 11, BIND 16
 _FOLLOWED = (RecordType.A, RecordType.AAAA)
 
@@ -39,6 +41,16 @@ class DnsFacts:
     forwarded: int
     dropped: int
     limited: int
+
+
+@dataclass(frozen=True, slots=True)
+class DnsQuery:
+    """One question and the reply's code. `at`: Unix seconds; `type` and `code` as in DnsFacts."""
+
+    at: float
+    name: str
+    type: str
+    code: str
 
 
 class Responder:
@@ -59,11 +71,16 @@ class Responder:
         self._rng = rng
         self._caches = {False: AnswerCache(), True: AnswerCache()}
         self._answers: Counter[tuple[str, str]] = Counter()
+        self._queries: deque[DnsQuery] = deque(maxlen=MAX_QUERIES)
         self._cached = self._forwarded = self._dropped = self._limited = 0
         self._now = asyncio.get_running_loop().time
 
     def facts(self) -> DnsFacts:
         return DnsFacts(dict(self._answers), self._cached, self._forwarded, self._dropped, self._limited)
+
+    def queries(self) -> tuple[DnsQuery, ...]:
+        """The last questions, the oldest first; those answered from memory are only counted."""
+        return tuple(self._queries)
 
     def at_once(self, packet: bytes, *, tcp: bool) -> bytes | None:
         """The reply where it is at hand."""
@@ -181,11 +198,16 @@ class Responder:
         except NoUpstreamAnswered as error:
             logger.debug("DNS: SERVFAIL: %s", error)
             return self._reply(query, Answer(Rcode.SERVFAIL), tcp=tcp)
-        self._answers[_label(query, rcode_of(reply))] += 1
+        self._count(query, rcode_of(reply))
         return reply if tcp or len(reply) <= query.max_udp_bytes else truncated(reply, query)
 
+    def _count(self, query: Query, rcode: Rcode | None) -> None:
+        type_, code = label = _label(query, rcode)
+        self._answers[label] += 1
+        self._queries.append(DnsQuery(time.time(), query.question.text, type_, code))
+
     def _reply(self, query: Query, answer: Answer, *, tcp: bool) -> bytes:
-        self._answers[_label(query, answer.rcode)] += 1
+        self._count(query, answer.rcode)
         if len({record.type for record in answer.records}) == 1:
             # clients take the first: let it be another each time
             answer = replace(answer, records=tuple(self._rng.sample(answer.records, len(answer.records))))

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from kubetunnel.core.errors import KubeTunnelError
 from netsetup.answers import TTL_S, Authority, Names
 from netsetup.dns_lookups import PATIENCE_S, Lookups
-from netsetup.dns_responder import DnsFacts, Responder
+from netsetup.dns_responder import DnsFacts, DnsQuery, Responder
 from netsetup.dns_tcp import IDLE_TIMEOUT_S, TcpListener
 from netsetup.dns_upstreams import TIMEOUT_S, Server, Upstreams
 from netsetup.reverse_names import AddressRange
@@ -96,6 +96,10 @@ class DnsServer:
     def facts(self) -> DnsFacts:
         """Counters, for metrics."""
         return self._responder.facts()
+
+    def queries(self) -> Sequence[DnsQuery]:
+        """The last questions, the oldest first."""
+        return self._responder.queries()
 
     async def start(self) -> None:
         """Listen.

@@ -11,10 +11,14 @@ from mitmproxy import ctx, exceptions
 
 from kubetunnel.configured_forwards import ConfiguredForwards
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.health import Check, parse_check
 from kubetunnel.core.settings import Settings
 from kubetunnel.demo import Demo
 from kubetunnel.inspect.inspection import Inspection
 from kubetunnel.naming import Naming, plan_naming
+from kubetunnel.observe.observe import Observe
+from kubetunnel.observe.sources import HealthPolicy
+from kubetunnel.observe.traffic import ServiceKey
 from kubetunnel.options import PREFIX, SettingSources, add_options, settings_of, take_mistakes
 from kubetunnel.proxy.authentication import Authentication
 from kubetunnel.proxy.clusters import Clusters
@@ -49,12 +53,19 @@ class KubeTunnel:
         relays = Relays()
         gate = Gate(self.router, upstreams, relays)
         self.listening = Listening()
-        self.inspection = Inspection(self.clusters, self.router, upstreams)
+        authentication = Authentication()
         self.naming = Naming(self.clusters, upstreams.virtual)
         self.forwards = ConfiguredForwards(self.clusters)
+        self.observe = Observe(
+            self.clusters, self.router, upstreams, self.naming, lambda: self.settings,
+            health=self._health_policy, check_of=self._health_check, watch_restarts=self._watch_restarts,
+            permits=authentication.permits,
+        )  # fmt: skip
+        self.router.avoid(self.observe.is_unhealthy)
+        self.inspection = Inspection(self.clusters, self.router, upstreams, health_of=self.observe.health_of)
         self.addons = [
-            Authentication(), self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams),
-            *self.inspection.addons,
+            authentication, self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams),
+            *self.inspection.addons, *self.observe.addons,
         ]  # fmt: skip
         self.machine_state: Path = DEFAULT_STATE
         self._told = ""
@@ -111,6 +122,7 @@ class KubeTunnel:
 
     def running(self) -> None:
         loop = asyncio.get_running_loop()
+        self.observe.start()
         self._greeting = loop.create_task(self._greet(), name="greeting")
         self._looking = loop.create_task(self._look(), name="settings file")
         for task in (self._greeting, self._looking):
@@ -135,6 +147,7 @@ class KubeTunnel:
         ]
         if not addresses:
             return
+        logger.info("Dashboard: %s", self.observe.dashboard_url(addresses[0]))
         try:
             session = await self.clusters.first.session()
             commands = await commands_to_try(session, self.settings.cluster.zone, addresses[0])
@@ -150,6 +163,19 @@ class KubeTunnel:
             await asyncio.sleep(LOOK_INTERVAL_S)
             self._sources.look()
 
+    def _health_policy(self) -> HealthPolicy:
+        health = self.settings.health
+        return HealthPolicy(
+            health.enabled, health.interval_s, health.timeout_s, health.max_failures, health.skip,
+            self.settings.pool.idle_timeout_s,
+        )  # fmt: skip
+
+    def _health_check(self, key: ServiceKey, port: int) -> Check:
+        return parse_check(self.settings.of_service(key.service, key.namespace, port).health)
+
+    def _watch_restarts(self) -> dict[str, int]:
+        return {zone: session.discovery.watch_restarts for zone, session in self.clusters.sessions().items()}
+
     def _machine(self) -> State | None:
         try:
             return read_state(self.machine_state)
@@ -160,6 +186,7 @@ class KubeTunnel:
             return None
 
     async def _end(self) -> None:
+        await self.observe.aclose()
         await self.inspection.aclose()
         await self.forwards.aclose()
         await self.naming.aclose()

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from kubetunnel.core.settings import Settings
+from kubetunnel.core.settings import DnsSettings, Settings
 from kubetunnel.core.vips import Address, Network
 from kubetunnel.dns import ClusterNames
 from kubetunnel.loopback_claim import ClaimedByAnother, LoopbackClaim
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.loopback import LoopbackListeners
-from kubetunnel.proxy.mode import serve_connection
+from kubetunnel.proxy.mode import LOOPBACK, LOOPBACK_IPV6, listening_addresses, serve_connection
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
+from kubetunnel.redirection import Redirection
 from kubetunnel.resolv_conf_watch import ResolvConfWatch
 from kubetunnel.virtual_addresses import VirtualAddresses, default_path
+from netsetup.dns_responder import DnsFacts, DnsQuery
 from netsetup.dns_server import DnsPortUnavailable, DnsServer
 from netsetup.resolvers import system_resolvers
 from netsetup.state import State
@@ -34,6 +36,7 @@ LOOPBACK_RANGE = ip_network("127.64.0.0/16")
 
 RETRY_S = 10.0  # for a port that another program has: the tunnel before this one, for one, that is about to end
 
+type Listening = Callable[[], tuple[tuple[str, int], ...]]
 type Resolvers = Callable[[Collection[str]], tuple[tuple[str, int], ...]]
 
 
@@ -45,7 +48,8 @@ class NamingPlan:
         ranges, reserved: of the virtual IPs.
         shared: every name's address, in the place of virtual IPs.
         proxy_ips: addresses that lead to the tunnel and stand for no name of their own.
-        dns: host and port of the DNS server, None for no server.
+        dns: host and port of the DNS server, None for no server; also_dns: another address of it.
+        redirection: where the machine leads virtual IPs and port 53 of the DNS address; None where it does not.
         resolv_conf: the file whose first server is to be the address beside it.
     """
 
@@ -56,6 +60,8 @@ class NamingPlan:
     proxy_ips: tuple[Address, ...] = ()
     loopback: bool = False
     dns: tuple[str, int] | None = None
+    also_dns: tuple[str, int] | None = None
+    redirection: Redirection | None = None
     tcp: bool = True
     ttl_s: int = 5
     resolvers: tuple[tuple[str, int], ...] = ()
@@ -85,13 +91,28 @@ def plan_naming(settings: Settings, machine: State | None, resolvers: Resolvers 
     return NamingPlan(
         (settings.cluster.zone, *(other.zone for other in settings.zones)), ranges, reserved, shared, proxy_ips,
         loopback=settings.network.loopback,
-        dns=(dns.ip, dns.port) if dns.enabled else None,
+        dns=(dns.ip, dns_port(settings, machine)) if dns.enabled else None,
+        also_dns=_also_dns(settings, machine),
+        redirection=Redirection.of(machine) if machine is not None else None,
         tcp=dns.tcp,
         ttl_s=round(dns.ttl_s),
         resolvers=_former_resolvers(machine, dns.ip, resolvers),
         resolv_conf=(machine.resolv_conf, str(machine.dns_ip)) if machine and machine.resolv_conf else None,
         idle_timeout_s=settings.pool.idle_timeout_s,
     )  # fmt: skip
+
+
+def dns_port(settings: Settings, machine: State | None) -> int:
+    """The DNS server's: that which the machine leads to, where the settings name none but the default."""
+    port = settings.dns.port
+    return machine.dns_port if machine is not None and port == DnsSettings().port else port
+
+
+def _also_dns(settings: Settings, machine: State | None) -> tuple[str, int] | None:
+    """Port 53 of an IPv6 address is redirected to ::1."""
+    if machine is None or machine.dns_ip.version == 4 or not settings.dns.enabled or settings.dns.ip != LOOPBACK:
+        return None
+    return LOOPBACK_IPV6, dns_port(settings, machine)
 
 
 def _former_resolvers(machine: State | None, dns_ip: str, resolvers: Resolvers) -> tuple[tuple[str, int], ...]:
@@ -102,15 +123,34 @@ def _former_resolvers(machine: State | None, dns_ip: str, resolvers: Resolvers) 
     return present or machine.resolvers
 
 
-class Naming:
-    """Makes what the plan says, and unmakes it."""
+async def _dns_server(plan: NamingPlan, names: ClusterNames, address: tuple[str, int]) -> DnsServer:
+    server = DnsServer(
+        names, host=address[0], port=address[1], tcp=plan.tcp, upstreams=plan.resolvers, ranges=plan.ranges,
+        ttl_s=plan.ttl_s,
+    )  # fmt: skip
+    await server.start()
+    return server
 
-    def __init__(self, clusters: Clusters, virtual: VirtualDestinations) -> None:
+
+class Naming:
+    """Makes what the plan says, and unmakes it.
+
+    Args:
+        listening: gives the addresses where the tunnel takes connections by now.
+    """
+
+    def __init__(
+        self, clusters: Clusters, virtual: VirtualDestinations, listening: Listening = listening_addresses
+    ) -> None:
         self._clusters = clusters
         self._virtual = virtual
         self._plan: NamingPlan | None = None
+        self._addresses: VirtualAddresses | None = None
         self._names: ClusterNames | None = None
+        self._listening = listening
         self._server: DnsServer | None = None
+        self._also_server: DnsServer | None = None
+        self._told_of_ports = ""
         self._listeners: LoopbackListeners | None = None
         self._claim: LoopbackClaim | None = None
         self._watch: ResolvConfWatch | None = None
@@ -122,6 +162,19 @@ class Naming:
     def dns_address(self) -> tuple[str, int] | None:
         """Where the DNS server listens; None while there is none."""
         return self._server.addresses[0][:2] if self._server else None
+
+    def dns_facts(self) -> DnsFacts | None:
+        """The DNS server's counters; None while there is none."""
+        return self._server.facts() if self._server else None
+
+    def dns_queries(self) -> Sequence[DnsQuery]:
+        """The DNS server's last questions, the oldest first."""
+        return self._server.queries() if self._server else ()
+
+    def assigned(self, name: str) -> str | None:
+        """The address that this full name has, where it has one of its own."""
+        address = self._addresses.assigned.get(name) if self._addresses else None
+        return str(address) if address else None
 
     async def apply(self, plan: NamingPlan) -> None:
         """Takes up a plan; to be called again and again. What cannot be had is told of in a line, and is tried again
@@ -136,6 +189,7 @@ class Naming:
                 await self._make(plan)
             if self._watch is not None:
                 self._watch.look()
+            self._look_at_ports(plan)
 
     async def aclose(self) -> None:
         """Ends server and listeners."""
@@ -148,12 +202,31 @@ class Naming:
         try:
             if self._names is None:
                 self._names = self._make_names(plan)
-            if plan.dns is not None:
-                await self._serve_dns(plan, self._names, plan.dns)
+            if plan.dns is not None and self._server is None:
+                self._server = await _dns_server(plan, self._names, plan.dns)
+            if plan.also_dns is not None and self._also_server is None:
+                self._also_server = await _dns_server(plan, self._names, plan.also_dns)
+            self._told = ""
         except ClaimedByAnother as e:
             self._tell("No names at loopback addresses: %s", e)
         except DnsPortUnavailable as e:
-            self._tell("No DNS server: %s", e)
+            led = plan.redirection.without_dns if plan.redirection is not None else ""
+            self._tell(f"No DNS server: %s{led}", e)
+
+    def _look_at_ports(self, plan: NamingPlan) -> None:
+        """Tells, once, of what leads elsewhere than to us."""
+        if plan.loopback and plan.dns is None:
+            problem = (
+                "network.loopback is on, but dns.enabled is not: no name leads to a loopback address. See: "
+                "kube-tunnel --loopback --dns"
+            )
+        elif plan.redirection is None or plan.loopback:
+            problem = ""
+        else:
+            problem = plan.redirection.problem(self._listening(), plan.dns)
+        if problem and problem != self._told_of_ports:
+            logger.warning("%s", problem)
+        self._told_of_ports = problem
 
     def _tell(self, text: str, error: Exception) -> None:
         self._retry_at_s = asyncio.get_running_loop().time() + RETRY_S
@@ -166,7 +239,7 @@ class Naming:
             self._claim = LoopbackClaim.take(default_path("loopback-addresses.tunnel"))
             self._listeners = LoopbackListeners(serve_connection, idle_timeout_s=plan.idle_timeout_s)
         path = default_path("loopback-addresses.json" if plan.loopback else "virtual-addresses.json")
-        addresses = VirtualAddresses(plan.ranges, path=path, reserved=plan.reserved)
+        addresses = self._addresses = VirtualAddresses(plan.ranges, path=path, reserved=plan.reserved)
         self._virtual.configure(
             addresses,
             shared=plan.proxy_ips,
@@ -175,22 +248,16 @@ class Naming:
         self._watch = ResolvConfWatch(*plan.resolv_conf) if plan.resolv_conf else None
         return ClusterNames(self._clusters, addresses, shared=plan.shared, listeners=self._listeners)
 
-    async def _serve_dns(self, plan: NamingPlan, names: ClusterNames, address: tuple[str, int]) -> None:
-        server = DnsServer(
-            names, host=address[0], port=address[1], tcp=plan.tcp, upstreams=plan.resolvers, ranges=plan.ranges,
-            ttl_s=plan.ttl_s,
-        )  # fmt: skip
-        await server.start()
-        self._server = server
-        self._told = ""
-
     async def _unmake(self) -> None:
         self._plan = self._names = self._watch = self._retry_at_s = None
         self._told = ""
+        self._addresses = None
         self._virtual.configure(None)
-        server, self._server = self._server, None
-        if server is not None:
-            await server.aclose()
+        servers = (self._server, self._also_server)
+        self._server = self._also_server = None
+        for server in servers:
+            if server is not None:
+                await server.aclose()
         listeners, self._listeners = self._listeners, None
         if listeners is not None:
             listeners.close()

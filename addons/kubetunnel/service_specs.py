@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from kubetunnel.core.health import parse_check
 from kubetunnel.core.settings import ServiceSettings
 from kubetunnel.core.spoken import APP_PROTOCOLS
 
@@ -63,6 +64,12 @@ def _value(name: str, pair: str) -> tuple[str, str | bool]:
     if key == "app_protocol":
         if value not in APP_PROTOCOLS:
             raise ValueError(f"{name}: app_protocol={value!r} is none of {', '.join(APP_PROTOCOLS)}")
+        return key, value
+    if key == "health":
+        try:
+            parse_check(value)
+        except ValueError as e:
+            raise ValueError(f"{name}: health={e}") from e
         return key, value
     path = Path(value).expanduser()
     if not path.is_file():

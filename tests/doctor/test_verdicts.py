@@ -232,7 +232,7 @@ UNKNOWN, FORBIDDEN = Meaning.UNKNOWN_PROTOCOL, Meaning.FORBIDDEN
         ({TUNNEL: UNKNOWN, SPDY: None, CHANNEL: None}, Level.OK, "not spoken"),
         ({TUNNEL: None, SPDY: UNKNOWN, CHANNEL: UNKNOWN}, Level.OK, "SPDY in WebSocket taken"),
         ({TUNNEL: UNKNOWN, SPDY: UNKNOWN, CHANNEL: None}, Level.WARN, "slowly"),
-        ({TUNNEL: FORBIDDEN, SPDY: FORBIDDEN, CHANNEL: FORBIDDEN}, Level.FAIL, "can-i create pods --subresource=portforward"),
+        ({TUNNEL: FORBIDDEN, SPDY: FORBIDDEN, CHANNEL: FORBIDDEN}, Level.FAIL, "can-i create pods --sub"),
         ({TUNNEL: UNKNOWN, SPDY: UNKNOWN, CHANNEL: UNKNOWN}, Level.FAIL, "port-forward pod/api-0"),
     ],
 )

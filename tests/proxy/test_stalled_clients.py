@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import pytest_asyncio
 
 from kubetunnel.sim.cluster import SimCluster
 from kubetunnel.sim.objects import Port, ServiceSpec
@@ -22,6 +24,14 @@ POD_PORT = 7005
 LIMIT_S = 10.0
 PIECE = bytes(1 << 20)
 ESTABLISHED = 1  # include/net/tcp_states.h
+
+
+@pytest_asyncio.fixture
+async def tunnel(sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path) -> Tunnel:
+    """One that tells of each upstream."""
+    options = ["--set", "kube_log_level=debug"]
+    started: Tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
+    return started
 
 
 class DeafPod:

@@ -82,6 +82,7 @@ class ApiServer:
         rng: random.Random | None = None,
     ) -> None:
         self.access = access
+        self.watch_restarts = 0
         self._http = HttpClient(access, answer_timeout_s=answer_timeout_s)
         self._watch_timeout_s = watch_timeout_s
         self._watch_grace_s = watch_grace_s
@@ -135,6 +136,10 @@ class ApiServer:
             yield self._events(response, query)
         finally:
             response.close()
+
+    def restarted_watch(self) -> None:
+        """To be called by whoever begins a watch again."""
+        self.watch_restarts += 1
 
     @property
     def renewals(self) -> int:

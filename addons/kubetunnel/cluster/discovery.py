@@ -85,6 +85,11 @@ class Discovery:
             command=self._access.kubectl("get", "--raw", "/readyz?verbose"),
         )
 
+    @property
+    def watch_restarts(self) -> int:
+        """How many watches ended, be it in order, and were begun again."""
+        return self._api.watch_restarts
+
     async def service(self, namespace: str, name: str, *, fresh: bool = False) -> ServiceState:
         """The Service and its EndpointSlices; at its first use one round trip in depth, later from memory.
 

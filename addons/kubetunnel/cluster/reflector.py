@@ -116,6 +116,7 @@ class Reflector[T: ApiObject]:
         while True:
             started = clock()
             failure = await self._watch_once()
+            self._api.restarted_watch()
             self.connected = False
             if isinstance(failure, Forbidden):
                 self._rights.refuse(self._query.namespace, self._query.resource, "watch")

@@ -156,6 +156,23 @@ class PoolSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthSettings:
+    """Health checks of the pods of Services in use, through the forward."""
+
+    enabled: bool = _setting(True, "Check the health of pods.", env="KTUN_HEALTH_ENABLED", flag="--health")
+    interval_s: float = _setting(
+        30.0, "From one check of a Service to the next.", env="KTUN_HEALTH_INTERVAL", least=1, most=86400
+    )
+    timeout_s: float = _setting(2.0, "Of one check of a pod.", env="KTUN_HEALTH_TIMEOUT", least=0.1, most=300)
+    max_failures: int = _setting(
+        3, "Failures in a row before a pod is unhealthy.", env="KTUN_HEALTH_MAX_FAIL", least=1, most=100
+    )
+    skip: bool = _setting(
+        False, "Unhealthy pods get requests as the others; checks are shown alone.", env="KTUN_SKIP_HEALTH"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class DnsSettings:
     """The DNS server for the clusters' zones, in the tunnel's process."""
 
@@ -238,6 +255,7 @@ class ServiceSettings:
         passthrough: TLS is not terminated but passed on as it is.
         ca_file: PEM; the pod's certificate is verified against it, and for the Service's name.
         client_certificate: PEM file of a certificate and its key, shown to the pod.
+        health: how it is checked: tcp, http:/PATH, grpc, grpc:SERVICE or none.
     """
 
     service: str
@@ -246,6 +264,7 @@ class ServiceSettings:
     passthrough: bool = False
     ca_file: str | None = None
     client_certificate: str | None = None
+    health: str = "tcp"
 
     def fits(self, service: str, namespace: str, port: int) -> bool:
         return self.port in (None, port) and fnmatchcase(f"{service}.{namespace}", self.service)
@@ -271,6 +290,7 @@ class Settings:
     grpc: GrpcSettings = field(default_factory=GrpcSettings)
     inspect: InspectSettings = field(default_factory=InspectSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     forward: ForwardSettings = field(default_factory=ForwardSettings)

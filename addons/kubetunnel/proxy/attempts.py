@@ -19,6 +19,7 @@ from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.endpoints import Target, choose_target
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, PodGone, UpstreamReset
+from kubetunnel.core.health import prefer_healthy
 from kubetunnel.forward.errors import DialTimeout
 from kubetunnel.forward.pod_streams import PodStreams
 
@@ -41,12 +42,14 @@ class Choices:
     def __init__(self, rng: random.Random, clock: Callable[[], float] = time.monotonic) -> None:
         self.rng = rng
         self._clock = clock
+        self.is_unhealthy: Callable[[PodStreams, PodPort], bool] = lambda forwards, pod_port: False
         self._opening: Counter[PodPort] = Counter()
         self._failed_s: dict[tuple[str, str, int | None], float] = {}
         self._answered: dict[PodPort, None] = {}
 
     def choose(self, forwards: PodStreams, candidates: Sequence[Target], client: str | None) -> Target:
-        """The endpoint with the fewest streams, of those that did not fail lately where there are any.
+        """The endpoint with the fewest streams, of those that did not fail lately, and of these of those whose health
+        checks do not fail, where there are any.
 
         `client`: as `choose_target` has it.
         """
@@ -57,7 +60,8 @@ class Choices:
             pod_port = target.pod_port
             return forwards.open_streams(pod_port.namespace, pod_port.pod) + self._opening[pod_port]
 
-        return choose_target(sound or candidates, streams, self.rng, client)
+        healthy = prefer_healthy(sound or candidates, lambda target: self.is_unhealthy(forwards, target.pod_port))
+        return choose_target(healthy, streams, self.rng, client)
 
     @contextmanager
     def opening(self, pod_port: PodPort) -> Iterator[None]:

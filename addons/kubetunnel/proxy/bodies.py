@@ -18,8 +18,10 @@ class BodyCopy:
 
     def __init__(self) -> None:
         self.kept: bytearray | None = bytearray()
+        self.passed_bytes = 0
 
     def __call__(self, chunk: bytes) -> bytes:
+        self.passed_bytes += len(chunk)
         if self.kept is not None:
             self.kept += chunk
             if len(self.kept) > MAX_COPY_BYTES:

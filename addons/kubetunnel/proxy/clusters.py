@@ -67,6 +67,11 @@ class Cluster:
             if session is not None:
                 self._retire(session)
 
+    @property
+    def opened(self) -> Session | None:
+        """The session, where there is one."""
+        return self._session
+
     async def session(self) -> Session:
         """The session, opened at the first use. Raises KubeconfigError, Unauthenticated."""
         if self._session is not None:
@@ -130,6 +135,10 @@ class Clusters:
     def of(self, zone: str) -> Cluster:
         """The cluster of one of `zones`."""
         return self._clusters[zone]
+
+    def sessions(self) -> dict[str, Session]:
+        """The sessions that are open, by their zones; nothing is opened by asking."""
+        return {zone: cluster.opened for zone, cluster in self._clusters.items() if cluster.opened is not None}
 
     @property
     def first(self) -> Cluster:

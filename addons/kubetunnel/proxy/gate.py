@@ -29,6 +29,7 @@ from kubetunnel.proxy.first_bytes import FirstBytesLayer
 from kubetunnel.proxy.http.layer import NO_HOST, HttpPolicy, KubeHttpLayer
 from kubetunnel.proxy.http.request import ExchangePolicy
 from kubetunnel.proxy.mode import KubeMode
+from kubetunnel.proxy.own_names import OwnNames
 from kubetunnel.proxy.raw.layer import RawLayer
 from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.refusals import own_failure, refusal
@@ -54,6 +55,7 @@ class Gate:
         self._upstreams = upstreams
         self._relays = relays
         self._virtual = upstreams.virtual
+        self._own_names = OwnNames(router, upstreams.virtual)
 
     def client_connected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
@@ -128,6 +130,7 @@ class Gate:
             self._upstreams.readers,
             self._relays.reset,
             lanes=self._upstreams.lanes,
+            is_own=self._own_names.has if isinstance(context.client.proxy_mode, KubeMode) else None,
         )
 
     async def _settle_http2(self, context: Context) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Awaitable
 from typing import Any, ClassVar, Literal
@@ -19,10 +20,14 @@ from mitmproxy.proxy import layer, mode_servers, mode_specs
 from mitmproxy.proxy.context import Context
 
 from kubetunnel.proxy.connection import KubeConnection
+from netsetup.errors import StateError
+from netsetup.state import State, read_state
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORTS = (80, 8080)  # the second where the first may not be bound
+LOOPBACK = "127.0.0.1"
+LOOPBACK_IPV6 = "::1"  # where redirections of IPv6 addresses lead
 # mitmproxy's own would end a stream that idles for minutes, which gRPC and WebSocket streams may well do
 _LONG_LIVED = {"tcp_timeout": 7 * 24 * 3600, "http2_ping_keepalive": 0}
 
@@ -39,7 +44,7 @@ class KubeMode(mode_specs.ProxyMode):
 
     def listen_host(self, default: str | None = None) -> str:
         """Loopback where the user asked for no address, unlike mitmproxy's own modes."""
-        return super().listen_host(default) or "127.0.0.1"
+        return super().listen_host(default) or LOOPBACK
 
     def get_state(self) -> str:
         # recorded flows name the mode of their client; mitmproxy without this addon would not load "kube"
@@ -55,30 +60,70 @@ class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
     async def _start(self) -> None:
         await asyncio.sleep(0)  # options for us that were given before we were loaded are set by then
         host = self.mode.listen_host(ctx.options.listen_host)
-        *others, last = self._ports()
+        machine = _machine()
+        *others, last = self._ports(machine)
         for port in others:
             try:
                 self._servers = await self.listen(host, port)
                 break
             except OSError as e:
-                logger.info("Port %d may not be had (%s), so it is another one.", port, e.strerror or e)
+                logger.info("Port %d may not be had (%s), so it is another one.", port, _reason(e))
         else:
-            await self._listen(host, last)
+            self._servers = await self._listen(host, last)
+        if host == LOOPBACK and machine is not None and machine.redirected and machine.dns_ip.version == 6:
+            port = self.listen_addrs[0][1]
+            self._servers = [*self._servers, *await self._listen(LOOPBACK_IPV6, port)]
         if not _is_loopback(host):
             logger.warning(
                 "Listening on %s: everyone who can reach this address uses the cluster with your rights.", host
             )
 
-    def _ports(self) -> tuple[int, ...]:
-        """Those to try, in order: what the user asked for, else the contract's."""
+    def _ports(self, machine: State | None) -> tuple[int, ...]:
+        """Those to try, in order: what the user asked for, else that which virtual IPs lead to, else the contract's."""
         asked_for = (self.mode.custom_listen_port, ctx.options.listen_port, ctx.options.kube_proxy_port)
-        return next(((port,) for port in asked_for if port is not None), DEFAULT_PORTS)
+        awaited = (machine.proxy_port,) if machine is not None and machine.redirected else DEFAULT_PORTS
+        return next(((port,) for port in asked_for if port is not None), awaited)
 
-    async def _listen(self, host: str, port: int) -> None:
+    async def _listen(self, host: str, port: int) -> list[Any]:
         try:
-            self._servers = await self.listen(host, port)
+            return await self.listen(host, port)
         except OSError as e:
-            raise OSError(f"Cannot listen on {host}:{port}: {e.strerror or e}. Another port: --port {port + 2}") from e
+            where = f"[{host}]" if ":" in host else host
+            raise OSError(
+                f"Cannot listen on {where}:{port}: {_reason(e)}. Another port: --port {another_port(port)}"
+            ) from e
+
+
+def another_port(port: int) -> int:
+    """One to try where this one may not be had: any user may have those of 1024 and above."""
+    if port < 1024:
+        return port + 8000
+    return port + 2 if port < 65534 else port - 2
+
+
+def _reason(error: OSError) -> str:
+    # asyncio's own text repeats address and errno
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _machine() -> State | None:
+    try:
+        return read_state()
+    except StateError:
+        return None  # told of by who looks at it each second
+
+
+def listening_addresses() -> tuple[tuple[str, int], ...]:
+    """Where the mode listens now, (host, port); none outside mitmproxy, in other modes, and before the start."""
+    master = getattr(ctx, "master", None)
+    proxyserver = master.addons.get("proxyserver") if master is not None else None
+    instances = proxyserver.servers if proxyserver is not None else ()
+    return tuple(
+        (address[0], address[1])
+        for instance in instances
+        if isinstance(instance, KubeServerInstance)
+        for address in instance.listen_addrs
+    )
 
 
 async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

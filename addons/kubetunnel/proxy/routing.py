@@ -6,12 +6,13 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from kubetunnel.cluster.single_flight import SingleFlight
 from kubetunnel.core.backoff import Backoff
-from kubetunnel.core.catalog import ServicePort, ServiceState
+from kubetunnel.core.catalog import PodPort, ServicePort, ServiceState
 from kubetunnel.core.endpoints import Target, targets
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, Timeout
 from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, SrvName, parse_name
@@ -95,6 +96,10 @@ class Router:
         """Takes other settings, for what is routed from now on."""
         self._settings = settings
         self._probed.clear()
+
+    def avoid(self, is_unhealthy: Callable[[PodStreams, PodPort], bool]) -> None:
+        """Gives no new streams to these pods while there are others."""
+        self._choices.is_unhealthy = is_unhealthy
 
     @property
     def settings(self) -> Settings:

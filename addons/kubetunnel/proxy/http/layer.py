@@ -34,6 +34,7 @@ from kubetunnel.proxy.http.h1_connection import KubeHttp1Connection
 from kubetunnel.proxy.http.h1_server import KubeHttp1Server
 from kubetunnel.proxy.http.h2_server import KubeHttp2Server
 from kubetunnel.proxy.http.lanes import Lanes
+from kubetunnel.proxy.http.own import IsOwn, OwnStream
 from kubetunnel.proxy.http.request import NO_HOST as NO_HOST
 from kubetunnel.proxy.http.stream import KubeHttpStream
 from kubetunnel.proxy.http.upstream_side import HttpPolicy as HttpPolicy
@@ -64,6 +65,7 @@ class KubeHttpLayer(UpstreamSide):
         abort: closes the client's connection with a RST.
         clock: seconds, monotonic.
         lanes: shared with who opens the upstreams.
+        is_own: tells the requests for the tunnel itself; without it there are none.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class KubeHttpLayer(UpstreamSide):
         abort: Callable[[Client], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         lanes: Lanes | None = None,
+        is_own: IsOwn | None = None,
     ) -> None:
         super().__init__(context, mode, failures, policy or HttpPolicy(), lanes or Lanes(), clock)
+        self._is_own = is_own
         self._reading = reading
         self._abort = abort
         self._deadlines: Deadlines[int] = Deadlines()
@@ -166,7 +170,11 @@ class KubeHttpLayer(UpstreamSide):
 
     def _receive(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         if isinstance(event, RequestHeaders):
-            yield from self.make_stream(event.stream_id)
+            if self._is_own is not None and self._is_own(self.context, event.request):
+                own = OwnStream(self.context.fork(), event.stream_id, event.request)
+                self.streams[event.stream_id] = own  # type: ignore[assignment]  # a layer with the same events
+            else:
+                yield from self.make_stream(event.stream_id)
         # one that is over is not interested
         if stream := self.streams.get(event.stream_id):
             yield from self.event_to_child(stream, event)
@@ -195,8 +203,10 @@ class KubeHttpLayer(UpstreamSide):
     # flow control
 
     def _congestion(self, command: Congested) -> layer.CommandGenerator[None]:
-        stream = self.streams.get(command.stream_id)
-        if not command.congested:
+        stream: layer.Layer | None = self.streams.get(command.stream_id)
+        if isinstance(stream, OwnStream):
+            stream.exchange.congest(congested=command.congested)
+        elif not command.congested:
             yield from self._unthrottle(command.stream_id)
         elif isinstance(stream, KubeHttpStream):
             client, sink = self.context.client, command.connection

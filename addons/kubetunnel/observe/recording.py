@@ -1,0 +1,261 @@
+"""Counts what passes: an addon that turns each flow's end into numbers, in some microseconds.
+
+A flow read from a file counts for nothing, nor does one of another mode that had nothing to do with a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from urllib.parse import unquote
+
+from mitmproxy import http, tcp
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from kubetunnel.observe.event_log import EventLog
+from kubetunnel.observe.traffic import (
+    UNKNOWN_KEY,
+    Done,
+    LastError,
+    ServiceTraffic,
+    Shown,
+    Traffic,
+    key_of,
+)
+from kubetunnel.proxy.mode import KubeMode
+from kubetunnel.proxy.refusals import CODES, ERROR_HEADER, is_grpc
+from kubetunnel.proxy.routing import Router
+from kubetunnel.proxy.upstreams import Upstreams
+
+_MAX_NAMES = 4096  # of Pods too, which come and go
+_MAX_PHRASE_CHARS = 200
+
+# reasons that are about a Service that exists; others may be about any word that somebody wrote into a Host header
+_EXISTS = frozenset(
+    ("PortNotExposed", "NoReadyEndpoints", "NotForwardable", "ConnectionRefused", "UpstreamReset", "UpstreamProtocol",
+     "Timeout")
+)  # fmt: skip
+
+# statuses that say that the server failed, of those a server gives (gRPC, "Status codes and their use")
+_GRPC_FAILURES = frozenset(("2", "4", "12", "13", "14", "15"))
+_GRPC_CODES = frozenset(map(str, range(17)))
+_LEFT = ("client disconnected", "connection killed")
+
+
+class Recording:
+    """Writes into `traffic`, and what failed into `events`.
+
+    Args:
+        clock: seconds, monotonic, the same as of `traffic`.
+    """
+
+    name = "kubetunnel_recording"
+
+    def __init__(
+        self,
+        traffic: Traffic,
+        events: EventLog,
+        router: Router,
+        upstreams: Upstreams,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._traffic = traffic
+        self._events = events
+        self._router = router
+        self._upstreams = upstreams
+        self._clock = clock
+        self._of_name: dict[str, ServiceTraffic] = {}
+
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        opened = self._upstreams.opened(data.server)
+        if opened is not None:
+            service = self._of(str(opened.destination.name))
+            service.setups.add(opened.setup_s)
+            service.retries += opened.retries
+            service.use(opened.destination.port, self._clock())
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        response = flow.response
+        if not flow.live or response is None:
+            return
+        request = flow.request
+        grpc = request.is_http2 and is_grpc(request)
+        # every request comes here: a good answer is no refusal, and looking for a header costs more than all the rest
+        reason = _reason(response) if grpc or response.status_code >= 400 else ""
+        service = self._service(flow, reason)
+        if service is None:
+            return
+        if grpc:
+            protocol, code = "grpc", _grpc_code(response)
+            failed = code in _GRPC_FAILURES
+        else:
+            protocol = "websocket" if flow.websocket else "http2" if request.is_http2 else "http1"
+            code = str(response.status_code) if 100 <= response.status_code < 600 else "other"
+            failed = response.status_code >= 500
+        started, answered = request.timestamp_start, response.timestamp_start
+        done = Done(
+            protocol,
+            code,
+            failed or bool(reason),
+            (response.timestamp_end or answered) - started,
+            answered - started,
+            _size_bytes(request),
+            _size_bytes(response),
+        )
+        self._add(flow, service, done, reason)
+        if reason:
+            self._tell(flow, service, _refused(reason, response))
+        elif failed:
+            self._tell(flow, service, self._failed(flow, response, code))
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        if not flow.live:
+            return
+        reason = _reason(flow.response) if flow.response else ""
+        service = self._service(flow, reason)
+        message = flow.error.msg if flow.error else ""
+        if service is None:
+            return
+        has_left = message.lower().startswith(_LEFT)
+        protocol = "grpc" if is_grpc(flow.request) else "http2" if flow.request.is_http2 else "http1"
+        started = flow.request.timestamp_start
+        answered = flow.response.timestamp_start if flow.response else None
+        done = Done(
+            protocol,
+            "canceled" if has_left else "cut",
+            not has_left,
+            time.time() - started,
+            answered - started if answered else None,
+            _size_bytes(flow.request),
+            _size_bytes(flow.response) if flow.response else 0,
+        )
+        self._add(flow, service, done, reason)
+        if not has_left:
+            self._tell(flow, service, LastError(reason or "UpstreamReset", message, None, time.time()))
+
+    def tcp_end(self, flow: tcp.TCPFlow) -> None:
+        self._tcp(flow, None)
+
+    def tcp_error(self, flow: tcp.TCPFlow) -> None:
+        self._tcp(flow, flow.error.msg if flow.error else "")
+
+    def _tcp(self, flow: tcp.TCPFlow, message: str | None) -> None:
+        if not flow.live:
+            return
+        reason = flow.comment.rpartition(" · ")[2] if flow.marked else ""
+        reason = reason if reason in CODES else ""
+        service = self._service(flow, reason)
+        if service is None:
+            return
+        known = flow.metadata.get("kube", {})
+        has_left = message is not None and not flow.marked
+        code = "ok" if message is None else "canceled" if has_left else "error"
+        sizes = known.get("up_bytes", 0), known.get("down_bytes", 0)
+        duration_s = max(0.0, time.time() - flow.client_conn.timestamp_start)
+        self._add(flow, service, Done("tcp", code, bool(flow.marked), duration_s, None, *sizes), reason)
+        if flow.marked:
+            self._tell(flow, service, LastError(reason or UNKNOWN_KEY.service, message or "", None, time.time()))
+
+    def _add(self, flow: http.HTTPFlow | tcp.TCPFlow, service: ServiceTraffic, done: Done, reason: str) -> None:
+        self._traffic.add(service, done, self._clock())
+        if reason:
+            self._traffic.refuse(reason)
+        pod = flow.metadata.get("kube", {}).get("pod", "")
+        method = flow.request.method if isinstance(flow, http.HTTPFlow) else ""
+        self._traffic.last.append(Shown(time.time(), service.key, method[:16], done, pod, reason))
+
+    def _tell(self, flow: http.HTTPFlow | tcp.TCPFlow, service: ServiceTraffic, error: LastError) -> None:
+        service.last_error = error
+        key = service.key if service.key is not UNKNOWN_KEY else None
+        pod = flow.metadata.get("kube", {}).get("pod")
+        self._events.add("error", f"{error.reason}: {error.detail}", service=key, pod=pod, command=error.command)
+
+    def _failed(self, flow: http.HTTPFlow, response: http.Response, code: str) -> LastError:
+        """What a pod answered. Its words are a stranger's: whoever shows them has to escape them."""
+        if is_grpc(flow.request):
+            said = unquote(_field(response, "grpc-message"))
+            reason, what = f"gRPC {code}", f"gRPC status {code}"
+        else:
+            said, reason, what = response.reason, f"HTTP {code}", f"HTTP status {code}"
+        opened = self._upstreams.opened(flow.server_conn)
+        pod, command = "The pod", None
+        if opened is not None:
+            pod_port, access = opened.target.pod_port, opened.destination.session.access
+            pod = pod_port.pod
+            command = access.kubectl("-n", pod_port.namespace, "logs", pod, "--all-containers", "--tail=20")
+        detail = f"{pod} answered with {what}" + (f": {said[:_MAX_PHRASE_CHARS]}" if said else ".")
+        return LastError(reason, detail, command, time.time())
+
+    def _service(self, flow: http.HTTPFlow | tcp.TCPFlow, reason: str) -> ServiceTraffic | None:
+        """Whose flow it is; None for one that is none of ours."""
+        known = flow.metadata.get("kube")
+        if known is not None and "service" in known:
+            service = self._of(known["service"])
+            service.use(known.get("port", 0), self._clock())
+            return service
+        if not reason and not isinstance(flow.client_conn.proxy_mode, KubeMode):
+            return None
+        if reason in _EXISTS and (name := self._router.known_name(_host(flow))):
+            return self._traffic.of(key_of(name))
+        return self._traffic.of(UNKNOWN_KEY)
+
+    def _of(self, text: str) -> ServiceTraffic:
+        """By a full name that was found."""
+        found = self._of_name.get(text)
+        if found is None:
+            if len(self._of_name) >= _MAX_NAMES:
+                self._of_name.clear()
+            name = self._router.known_name(text)
+            found = self._of_name[text] = self._traffic.of(key_of(name) if name else UNKNOWN_KEY)
+        return found
+
+
+def _host(flow: http.HTTPFlow | tcp.TCPFlow) -> str:
+    if isinstance(flow, http.HTTPFlow):
+        return flow.request.pretty_host
+    return flow.server_conn.address[0] if flow.server_conn.address else ""
+
+
+def _reason(response: http.Response) -> str:
+    """Why the tunnel refused it, "" where it did not. A pod may send our header, too, with any word in it."""
+    reason = _field(response, ERROR_HEADER)
+    return reason if reason in CODES else ""
+
+
+def _field(response: http.Response, name: str) -> str:
+    """Of the trailers, else of the head."""
+    if response.trailers and name in response.trailers:
+        return str(response.trailers[name])
+    return str(response.headers.get(name, ""))
+
+
+def _grpc_code(response: http.Response) -> str:
+    code = _field(response, "grpc-status") or "2"
+    return code if code in _GRPC_CODES else "other"
+
+
+def _size_bytes(message: http.Message) -> int:
+    """Of the body: as it passed, was kept, or was announced."""
+    passed = getattr(message.stream, "passed_bytes", None)  # bodies.BodyCopy
+    if passed is not None:
+        return int(passed)
+    if message.raw_content is not None:
+        return len(message.raw_content)
+    with suppress(ValueError):
+        return max(0, int(message.headers.get("content-length", "0")))
+    return 0
+
+
+def _refused(reason: str, response: http.Response) -> LastError:
+    """The error that a refusal of ours tells."""
+    problem = {}
+    with suppress(ValueError):
+        problem = json.loads(response.raw_content or b"{}")
+    message = unquote(_field(response, "grpc-message"))
+    detail, command = problem.get("detail") or message, problem.get("command")
+    if not problem:
+        detail, _, found = detail.partition(" See: ")
+        command = found or None
+    return LastError(reason, detail, command, time.time())

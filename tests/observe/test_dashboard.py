@@ -1,0 +1,357 @@
+"""The dashboard in a real browser: what changes in the tunnel changes on the page, and what a user does is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.observe.chromium import CHROMIUM, Chromium, Endpoint, Page, chromium, chromium_process
+from tests.observe.dashboard_server import TOKEN, DashboardServer, broken, forward, service
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not there (Debian: apt-get install chromium)")
+
+ROWS = "[...document.querySelectorAll('#services tbody')]"
+NAMES = "[...document.querySelectorAll('#services tbody .name a')].map((a) => a.textContent)"
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    with chromium_process(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
+
+
+@pytest.fixture
+async def browser(endpoint: Endpoint) -> AsyncIterator[Chromium]:
+    async with chromium(endpoint) as running:
+        yield running
+
+
+@pytest.fixture
+async def tunnel() -> AsyncIterator[DashboardServer]:
+    async with DashboardServer([service("api"), service("cart", "store")]) as running:
+        yield running
+
+
+@pytest.fixture
+async def page(browser: Chromium, tunnel: DashboardServer) -> AsyncIterator[Page]:
+    """On the services of `tunnel`. A page that complains fails its test."""
+    async with browser.page() as opened:
+        await opened.goto(f"{tunnel.url}#token={TOKEN}")
+        await opened.until(f"{ROWS}.length === 2")
+        yield opened
+        assert await opened.violations() == []
+        assert opened.complaints == []
+
+
+async def shows_rows(page: Page, *names: str) -> None:
+    await page.until(f"JSON.stringify({NAMES}) === {json.dumps(json.dumps(names, separators=(',', ':')))}")
+
+
+async def test_a_new_service_shows_without_a_reload(page: Page, tunnel: DashboardServer) -> None:
+    await page.evaluate("window.same = true")
+    tunnel.send("service", service("pay", requests_per_s=3.4))
+    await page.until(f"{ROWS}.length === 3", timeout_s=2)
+    assert await page.evaluate("window.same") is True
+    assert await page.text("[data-count=services]") == "3"
+
+
+async def test_a_row_is_updated_in_place(page: Page, tunnel: DashboardServer) -> None:
+    await page.evaluate(f"window.row = {ROWS}[0]; row.mark = 1")
+    tunnel.send("service", service("api", requests_per_s=987.6, p99_ms=4321.0, error_rate=0.034))
+    await page.until("row.innerText.includes('988')")
+    shown = await page.evaluate("row.innerText")
+    assert "4,321" in shown
+    assert "3.4 %" in shown
+    assert await page.evaluate(f"{ROWS}[0].mark") == 1
+
+
+async def test_a_service_that_breaks_comes_first_and_says_why(page: Page, tunnel: DashboardServer) -> None:
+    tunnel.send("service", broken("cart", "store"))
+    await shows_rows(page, "cart", "api")
+    assert await page.text("h1") == "1 of 2 services is failing"
+    assert await page.evaluate("document.title") == "(1) kube-tunnel"
+    row = await page.text("#services tbody")
+    assert "Failing" in row
+    assert "None of 2 pods is ready." in row
+    assert "None of the 2 endpoints of cart" in row
+    assert "kubectl -n store get endpointslices" in row
+    assert await page.text("#announce") == "1 of 2 services is failing"
+    tunnel.send("service", service("cart", "store"))
+    await page.until("document.querySelector('h1').textContent === 'All 2 services are healthy'")
+    assert await page.evaluate("document.querySelector('#services .problem:not([hidden])')") is None
+
+
+async def test_the_gravest_fault_is_told_first(page: Page, tunnel: DashboardServer) -> None:
+    tunnel.send("service", service("cart", "store", ready=1, health="degraded", error_rate=0.6))
+    await shows_rows(page, "cart", "api")
+    assert "60 % of requests fail." in await page.text("#services .problem")
+    tunnel.send("service", service("cart", "store", ready=1, health="degraded", error_rate=0.01))
+    await page.until("document.querySelector('h1').textContent === '1 of 2 services is degraded'")
+    assert "1 of 2 pods is not ready." in await page.text("#services .problem")
+    nothing = {"sparkline": [0] * 60, "error_rate": 0.0, "p50_ms": None, "p99_ms": None}
+    tunnel.send("service", service("cart", "store", pods=[], ready=0, total=0, health="unhealthy", **nothing))
+    await page.until("document.querySelector('#services .problem').innerText.includes('No pod stands behind it.')")
+    assert await page.text("#services [data-f=errors]") == "\u2013"
+
+
+async def test_a_service_that_is_gone_goes(page: Page, tunnel: DashboardServer) -> None:
+    tunnel.send("service_gone", {"zone": "cluster.local", "namespace": "shop", "service": "api"})
+    await shows_rows(page, "cart")
+
+
+async def test_forwards_dns_and_events_are_live_too(page: Page, tunnel: DashboardServer) -> None:
+    await page.click("[data-nav=forwards]")
+    await page.until("!document.querySelector('#no-forwards').hidden")
+    tunnel.send("forward", forward("api-1", state="broken", reason="the API server went away"))
+    await page.until("document.querySelector('#forwards').innerText.includes('the API server went away')")
+    tunnel.send("forward", forward("api-1", bytes_received=3 * 1024 * 1024))
+    await page.until("document.querySelector('#forwards').innerText.includes('3.0 MiB')")
+    tunnel.send("forward_gone", {"zone": "cluster.local", "namespace": "shop", "pod": "api-1"})
+    await page.until("document.querySelector('#forwards').hidden")
+    await page.click("[data-nav=dns]")
+    await page.until("document.querySelector('#no-dns').innerText.includes('kube-tunnel dns')")
+    query = {"at": time.time(), "name": "api.shop.svc.cluster.local", "type": "A", "code": "NXDOMAIN"}
+    answers = [{"type": "A", "code": "NXDOMAIN", "count": 1234}]
+    tunnel.send("dns", {"answers": answers, "cached": 1, "addresses": ["127.0.0.1:5353"], "queries": [query]})
+    await page.until("document.querySelector('#queries').innerText.includes('NXDOMAIN')")
+    assert await page.text("#d-answers") == "1,234"
+    happened = {"at": time.time(), "level": "error", "text": "Health checks fail", "command": "kubectl get pod"}
+    tunnel.send("event", happened)
+    await page.until("document.querySelector('#events').innerText.includes('Health checks fail')")
+    assert "kubectl get pod" not in await page.text("#events")
+    await page.click("#events [data-f=copy]")
+    await page.until("document.querySelector('#events [data-f=copy]').innerText === 'Copied'")
+    assert await page.evaluate("navigator.clipboard.readText()") == "kubectl get pod"
+    await page.click("[data-nav=events]")
+    await page.until("document.querySelector('#events').innerText.includes('kubectl get pod')")
+
+
+async def test_the_filter_looks_at_names_pods_and_errors(page: Page, tunnel: DashboardServer) -> None:
+    tunnel.send("service", broken("db"))
+    await page.until(f"{ROWS}.length === 3")
+    await page.press("/")
+    assert await page.evaluate("document.activeElement.id") == "filter"
+    await page.type("STORE")
+    await shows_rows(page, "cart")
+    assert await page.text("#found") == "1 of 3"
+    await page.evaluate("filter.select()")
+    await page.type("api-2")
+    await shows_rows(page, "api")
+    await page.evaluate("filter.select()")
+    await page.type("endpoints ready")
+    await shows_rows(page, "db")
+    await page.evaluate("filter.select()")
+    await page.type("nothing like it")
+    await page.until("!document.querySelector('#none-found').hidden")
+    await page.click("#clear-filter")
+    await shows_rows(page, "db", "api", "cart")
+
+
+async def test_the_tallies_show_only_those_of_a_status(page: Page, tunnel: DashboardServer) -> None:
+    tunnel.send("service", broken("db"))
+    tunnel.send("service", service("mail", health="unknown"))
+    await page.until(f"{ROWS}.length === 4")
+    await page.click(".tally[data-tone=bad]")
+    await shows_rows(page, "db")
+    assert await page.evaluate("document.querySelector('.tally[data-tone=bad]').ariaPressed") == "true"
+    await page.click(".tally[data-tone=bad]")
+    await shows_rows(page, "db", "api", "cart", "mail")
+
+
+async def test_columns_sort(page: Page, tunnel: DashboardServer) -> None:
+    tunnel.send("service", service("cart", "store", p99_ms=9000.0))
+    await page.until(f"{ROWS}[1].innerText.includes('9,000')")
+    await page.click("[data-sort=p99]")
+    await shows_rows(page, "cart", "api")
+    assert await page.evaluate("document.querySelector('[data-sort=p99]').closest('th').ariaSort") == "descending"
+    await page.click("[data-sort=name]")
+    await shows_rows(page, "api", "cart")
+
+
+async def test_rows_stand_still_under_the_pointer_and_the_focus(page: Page, tunnel: DashboardServer) -> None:
+    await page.evaluate("document.querySelectorAll('#services tbody .name a')[1].focus()")
+    tunnel.send("service", broken("cart", "store"))
+    await page.until(f"{ROWS}[1].innerText.includes('Failing')")
+    assert await page.evaluate(NAMES) == ["api", "cart"]
+    assert await page.evaluate("document.activeElement.textContent") == "cart"
+    await page.evaluate("document.activeElement.blur()")
+    await shows_rows(page, "cart", "api")
+    x, y = await page.evaluate(f"(({{x, y}}) => [x + 20, y + 20])({ROWS}[1].getBoundingClientRect())")
+    await page.move_mouse(x, y)
+    tunnel.send("service", service("cart", "store"))
+    await page.until(f"{ROWS}[0].innerText.includes('Healthy')")
+    assert await page.evaluate(NAMES) == ["cart", "api"]
+    await page.move_mouse(1, 1)
+    await shows_rows(page, "api", "cart")
+
+
+async def test_paused_updates_wait(page: Page, tunnel: DashboardServer) -> None:
+    await page.click("#pause")
+    assert await page.text("#feed-text") == "Paused"
+    # the state goes on behind it
+    tunnel.send("service", service("pay"))
+    await page.evaluate("new Promise((done) => setTimeout(done, 500))")
+    assert await page.evaluate(NAMES) == ["api", "cart"]
+    await page.click("#pause")
+    await shows_rows(page, "api", "cart", "pay")
+
+
+async def test_a_lost_connection_is_told_of_and_taken_up_again(page: Page, tunnel: DashboardServer) -> None:
+    assert await page.text("#feed-text") == "Live"
+    await tunnel.stop()
+    await page.until("!document.querySelector('#lost').hidden")
+    assert await page.text("#feed-text") == "Disconnected"
+    assert "Disconnected since " in await page.text("#lost")
+    assert await page.evaluate(NAMES) == ["api", "cart"]
+    tunnel.state["services"].append(service("pay"))
+    await tunnel.start()
+    await page.click("#reconnect")
+    await page.until("document.querySelector('#lost').hidden")
+    await shows_rows(page, "api", "cart", "pay")
+    assert await page.text("#feed-text") == "Live"
+    # the browser itself writes down that nobody listened
+    assert all("ERR_" in complaint for complaint in page.complaints)
+    page.complaints.clear()
+
+
+async def test_it_comes_back_by_itself(page: Page, tunnel: DashboardServer) -> None:
+    before = tunnel.streams_opened
+    await tunnel.stop()
+    await page.until("!document.querySelector('#lost').hidden")
+    await tunnel.start()
+    await page.until("document.body.dataset.feed === 'live'")
+    assert tunnel.streams_opened > before
+    page.complaints.clear()
+
+
+async def test_the_token_leaves_the_address_and_goes_with_actions(page: Page, tunnel: DashboardServer) -> None:
+    assert "token" not in await page.evaluate("location.href")
+    listener = {"id": "7", "target": "svc/api", "namespace": "shop", "port": 80, "address": "127.0.0.1:39121"}
+    tunnel.answer = 200, {"listeners": [listener]}
+    await page.click("#services [data-f=forward]")
+    method, path, body = (await tunnel.actions(1))[0]
+    assert (method, path) == ("POST", "/api/v1/listeners")
+    assert body == {"target": "svc/api", "namespace": "shop", "zone": "cluster.local", "ports": ["80"]}
+    await page.until("document.querySelector('#notice').innerText.includes('127.0.0.1:39121')")
+    tunnel.send("listener", listener)
+    await page.click("[data-nav=forwards]")
+    await page.until("document.querySelector('#listeners').innerText.includes('127.0.0.1:39121')")
+    await page.click("#listeners [data-f=close]")
+    assert (await tunnel.actions(2))[1][:2] == ("DELETE", "/api/v1/listeners/7")
+    assert all(TOKEN not in url for url in page.requested)
+
+
+async def test_a_forward_is_closed(page: Page, tunnel: DashboardServer) -> None:
+    tunnel.send("forward", forward("api-1", streams=3))
+    await page.click("[data-nav=forwards]")
+    await page.until("document.querySelectorAll('#forwards tbody').length === 1")
+    tunnel.answer = 200, {"namespace": "shop", "pod": "api-1", "state": "draining", "streams": 3}
+    await page.click("#forwards [data-f=close]")
+    wanted = {"zone": "cluster.local", "namespace": "shop", "pod": "api-1"}
+    assert (await tunnel.actions(1))[0] == ("POST", "/api/v1/forwards/close", wanted)
+    await page.until("document.querySelector('#notice').innerText.includes('when its 3 open streams end')")
+    tunnel.send("forward", forward("api-1", streams=3, state="draining", reason="asked for"))
+    await page.until("document.querySelector('#forwards').innerText.includes('asked for')")
+    assert await page.evaluate("document.querySelector('#forwards [data-f=close]').hidden") is True
+
+
+async def test_a_failed_action_is_told_as_text(page: Page, tunnel: DashboardServer) -> None:
+    detail = f"Port 5432 is taken {MARKUP}"
+    tunnel.answer = 409, {"title": "Taken", "detail": detail, "command": "ss -ltnp"}
+    await page.click("#services [data-f=forward]")
+    await page.until(f"document.querySelector('#notice').innerText.includes({json.dumps(detail)})")
+    assert await page.text("#notice-command") == "ss -ltnp"
+    assert await page.evaluate("document.querySelector('#notice img')") is None
+    assert all("409" in complaint for complaint in page.complaints)
+    page.complaints.clear()
+
+
+async def test_without_a_token_it_is_asked_for(browser: Chromium, tunnel: DashboardServer) -> None:
+    async with browser.page() as page:
+        await page.goto(tunnel.url)
+        await page.until(f"{ROWS}.length === 2")
+        await page.click("#refresh")
+        await page.until("document.querySelector('#token-dialog').open")
+        await page.press("Escape")
+        await page.until("!document.querySelector('#token-dialog').open")
+        await page.click("#refresh")
+        await page.until("document.activeElement.id === 'token'")
+        tunnel.answer = 200, {"services": 2, "failed": []}
+        await page.type("of-an-earlier-start")
+        await page.press("Enter")
+        await page.until("document.querySelector('#token-why').textContent.includes('not this tunnel')")
+        assert tunnel.asked == []
+        await page.type(f"http://localhost:8080/dashboard#token={TOKEN}")
+        await page.press("Enter")
+        assert (await tunnel.actions(1))[0] == ("POST", "/api/v1/refresh", {})
+        await page.until("document.querySelector('#notice').innerText.includes('2 services read anew')")
+        assert await page.violations() == []
+
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_the_remedy_and_the_curl_line_are_copied(page: Page, tunnel: DashboardServer, secure: bool) -> None:
+    await page.evaluate("window.clipboard = navigator.clipboard")
+    if not secure:  # as at http://10.8.0.2
+        await page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    await page.click("#services [data-f=copy]")
+    await page.until("document.querySelector('#services [data-f=copy]').innerText === 'Copied'")
+    line = f"curl -x http://127.0.0.1:{tunnel.port} http://api.shop.svc.cluster.local/"
+    assert await page.evaluate("clipboard.readText()") == line
+    tunnel.send("service", broken("api"))
+    await page.until("!document.querySelector('#services .problem').hidden")
+    await page.click("#services [data-f=copyCommand]")
+    await page.until("document.querySelector('#services [data-f=copyCommand]').innerText === 'Copied'")
+    assert str(await page.evaluate("clipboard.readText()")).endswith("kubernetes.io/service-name=api")
+
+
+async def test_a_page_for_one_service(page: Page, tunnel: DashboardServer) -> None:
+    ports = [
+        {"port": 443, "name": "https", "protocol": "TCP"},
+        {"port": 50051, "name": "grpc", "protocol": "TCP"},
+        {"port": 5432, "name": "postgres", "protocol": "TCP"},
+        {"port": 53, "name": "dns", "protocol": "UDP"},
+    ]
+    tunnel.send("service", broken("cart", "store", ports=ports))
+    tunnel.send("forward", forward("cart-1", "store", streams=0))
+    await shows_rows(page, "cart", "api")
+    await page.click("#services .name a")
+    await page.until("document.querySelector('h1').textContent === 'cart'")
+    assert await page.evaluate("document.activeElement.id") == "title"
+    assert await page.evaluate("document.title") == "(1) cart · kube-tunnel"
+    here = f"127.0.0.1:{tunnel.port}"
+    assert await page.evaluate(
+        "[...document.querySelectorAll('#ports code:not([hidden])')].map((c) => c.textContent)"
+    ) == [
+        f"curl -k -x http://{here} https://cart.store.svc.cluster.local/",
+        f"grpcurl -plaintext -authority cart.store.svc.cluster.local:50051 {here} list",
+        "kube-tunnel forward -n store svc/cart 5432",
+    ]
+    assert "A port-forward carries TCP alone." in await page.text("#ports")
+    assert "NoReadyEndpoints" in await page.text("#s-fault")
+    tunnel.answer = 200, {"listeners": [{"id": "1", "address": "127.0.0.1:6000"}]}
+    await page.evaluate("document.querySelector('#ports tr:nth-child(3) input').focus()")
+    await page.type("6000")
+    await page.press("Enter")
+    assert (await tunnel.actions(1))[0][2]["ports"] == ["6000:5432"]
+    await page.click("#pods [data-f=close]")
+    assert (await tunnel.actions(2))[1][2] == {"zone": "cluster.local", "namespace": "store", "pod": "cart-1"}
+    tunnel.send("service", service("cart", "store"))
+    await page.until("document.querySelector('#s-status').textContent === 'Healthy'")
+    tunnel.send("service_gone", {"zone": "cluster.local", "namespace": "store", "service": "cart"})
+    await page.until("!document.querySelector('#no-such-service').hidden")
+
+
+async def test_a_theme_is_kept(page: Page, tunnel: DashboardServer) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = await page.evaluate(ground)
+    await page.click("#theme")
+    await page.click("#theme")
+    assert await page.text("#theme") == "Theme: dark"
+    assert await page.evaluate(ground) != light
+    await page.goto(f"{tunnel.url}?again")
+    await page.until(f"{ROWS}.length === 2")
+    assert await page.text("#theme") == "Theme: dark"

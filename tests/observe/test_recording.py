@@ -1,0 +1,245 @@
+"""From flows to numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from mitmproxy import http, tcp
+from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy.test import tflow, tutils
+
+from kubetunnel.core.errors import NoReadyEndpoints, ServiceNotFound
+from kubetunnel.core.settings import Settings
+from kubetunnel.observe.event_log import EventLog
+from kubetunnel.observe.recording import Recording
+from kubetunnel.observe.traffic import OTHER_KEY, UNKNOWN_KEY, ServiceKey, ServiceTraffic, Traffic
+from kubetunnel.proxy.clusters import Clusters
+from kubetunnel.proxy.refusals import refusal
+from kubetunnel.proxy.routing import Router
+from kubetunnel.proxy.upstreams import Upstreams
+
+API = ServiceKey("cluster.local", "shop", "api")
+
+
+class Books:
+    """A recording and what it writes into. No cluster is asked."""
+
+    def __init__(self, max_services: int = 500) -> None:
+        settings = Settings()
+        router = Router(settings, Clusters(settings))
+        self.traffic = Traffic(max_services=max_services)
+        self.events = EventLog()
+        self.recording = Recording(self.traffic, self.events, router, Upstreams(router))
+
+    def of(self, key: ServiceKey) -> ServiceTraffic:
+        found = self.traffic.get(key)
+        assert found is not None
+        return found
+
+    def codes(self, key: ServiceKey, protocol: str) -> dict[str, int]:
+        return self.of(key).by_protocol[protocol].codes
+
+
+def make_flow(host: str = "api.shop", status: int = 200, *, found: bool = True, mode: str = "kube") -> http.HTTPFlow:
+    flow = tflow.tflow(req=tutils.treq(host=host, content=b"ab"), resp=tutils.tresp(status_code=status, content=b"abc"))
+    flow.request.headers["host"] = host
+    flow.live = True
+    flow.client_conn.proxy_mode = ProxyMode.parse(mode)
+    flow.request.timestamp_start = 100.0
+    assert flow.response
+    flow.response.timestamp_start, flow.response.timestamp_end = 100.25, 101.0
+    if found:
+        name = host if host.endswith(".local") else f"{host}.svc.cluster.local"
+        flow.metadata["kube"] = {"service": name, "port": 80, "pod": "api-0", "namespace": "shop"}
+    return flow
+
+
+def test_a_request() -> None:
+    books = Books()
+    books.recording.response(make_flow())
+    api = books.of(API)
+    assert books.codes(API, "http1") == {"200": 1}
+    assert (api.requests, api.failures, api.last_error) == (1, 0, None)
+    assert list(api.ports) == [80]
+    traffic = api.by_protocol["http1"]
+    assert (traffic.durations.total, traffic.request_sizes.total, traffic.response_sizes.total) == (1.0, 2.0, 3.0)
+    (shown,) = books.traffic.last
+    assert (shown.key, shown.method, shown.pod, shown.done.latency_s) == (API, "GET", "api-0", 0.25)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["api.shop.svc.cluster.local", "api-0.api.shop.svc.cluster.local"],
+)
+def test_pods_of_a_service_count_as_the_service(name: str) -> None:
+    books = Books()
+    books.recording.response(make_flow(name))
+    assert books.of(API).requests == 1
+
+
+def test_a_flow_from_a_file_counts_for_nothing() -> None:
+    books = Books()
+    flow = make_flow()
+    flow.live = False
+    books.recording.response(flow)
+    books.recording.error(flow)
+    assert list(books.traffic) == []
+
+
+def test_a_foreign_flow_of_another_mode_counts_for_nothing() -> None:
+    books = Books()
+    books.recording.response(make_flow("example.com", found=False, mode="regular"))
+    assert list(books.traffic) == []
+
+
+def test_a_pod_that_fails() -> None:
+    books = Books()
+    flow = make_flow(status=503)
+    assert flow.response
+    flow.response.reason = "<script>alert(1)</script>"
+    books.recording.response(flow)
+    error = books.of(API).last_error
+    assert error is not None
+    assert error.reason == "HTTP 503"
+    assert error.detail.endswith("HTTP status 503: <script>alert(1)</script>")  # escaped by who shows it
+    assert books.of(API).failures == 1
+    assert books.traffic.refusals == {}
+    assert [(event.level, event.service) for event in books.events.last()] == [("error", API)]
+
+
+def refused(flow: http.HTTPFlow) -> http.HTTPFlow:
+    error = NoReadyEndpoints("None is ready.", command="kubectl get pods")
+    flow.response = refusal(error, flow.request)
+    return flow
+
+
+def test_a_refusal_of_a_service_that_exists_is_that_services() -> None:
+    books = Books()
+    books.recording.response(refused(make_flow(found=False)))
+    error = books.of(API).last_error
+    assert error is not None
+    assert (error.reason, error.detail, error.command) == ("NoReadyEndpoints", "None is ready.", "kubectl get pods")
+    assert books.traffic.refusals == {"NoReadyEndpoints": 1}
+
+
+def test_a_name_that_nobody_has_is_no_label() -> None:
+    books = Books()
+    for number in range(10):
+        flow = make_flow(f"nothing-{number}.shop", found=False)
+        flow.response = refusal(ServiceNotFound("No such Service."), flow.request)
+        books.recording.response(flow)
+    assert [service.key for service in books.traffic] == [UNKNOWN_KEY]
+    assert books.codes(UNKNOWN_KEY, "http1") == {"404": 10}
+
+
+def test_a_pod_that_uses_our_header_makes_no_label() -> None:
+    books = Books()
+    flow = make_flow(status=500)
+    assert flow.response
+    flow.response.headers["X-Kube-Tunnel-Error"] = "Whatever-1234"
+    books.recording.response(flow)
+    assert books.traffic.refusals == {}
+    assert books.codes(API, "http1") == {"500": 1}
+
+
+def test_more_services_than_there_is_room_for_are_other() -> None:
+    books = Books(max_services=3)
+    for number in range(10):
+        books.recording.response(make_flow(f"s{number}.shop"))
+    keys = [service.key for service in books.traffic]
+    assert len(keys) == 4
+    assert books.of(OTHER_KEY).requests == 7
+
+
+def grpc_flow(status: str | None, *, in_trailers: bool = True) -> http.HTTPFlow:
+    flow = make_flow()
+    flow.request.http_version = "HTTP/2.0"
+    flow.request.headers["content-type"] = "application/grpc+proto"
+    assert flow.response
+    if status is not None and in_trailers:
+        flow.response.trailers = http.Headers(grpc_status=status, grpc_message="no%20more")
+    elif status is not None:
+        flow.response.headers["grpc-status"] = status
+    return flow
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "failed"),
+    [
+        ("0", "0", 0),
+        ("5", "5", 0),
+        ("14", "14", 1),
+        ("13", "13", 1),
+        ("99", "other", 0),
+        ("<b>", "other", 0),
+        (None, "2", 1),
+    ],
+)
+@pytest.mark.parametrize("in_trailers", [True, False])
+def test_grpc_codes(status: str | None, code: str, failed: int, in_trailers: bool) -> None:
+    books = Books()
+    books.recording.response(grpc_flow(status, in_trailers=in_trailers))
+    assert books.codes(API, "grpc") == {code: 1}
+    assert books.of(API).failures == failed
+
+
+@pytest.mark.parametrize("status", [99, 600, 999])
+def test_a_status_that_no_protocol_knows(status: int) -> None:
+    books = Books()
+    books.recording.response(make_flow(status=status))
+    assert books.codes(API, "http1") == {"other": 1}
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "failures"),
+    [("Client disconnected.", "canceled", 0), ("The upstream was lost.", "cut", 1)],
+)
+def test_an_exchange_that_ends_early(message: str, code: str, failures: int) -> None:
+    books = Books()
+    flow = make_flow()
+    flow.error = tflow.terr(message)
+    books.recording.error(flow)
+    assert books.codes(API, "http1") == {code: 1}
+    assert books.of(API).failures == failures
+
+
+def tcp_flow(change: Callable[[tcp.TCPFlow], None] = lambda flow: None) -> tcp.TCPFlow:
+    flow = tflow.ttcpflow()
+    flow.live = True
+    flow.client_conn.proxy_mode = ProxyMode.parse("kube")
+    flow.metadata["kube"] = {"service": "db.shop.svc.cluster.local", "port": 5432, "up_bytes": 10, "down_bytes": 20}
+    change(flow)
+    return flow
+
+
+def test_raw_connections() -> None:
+    books = Books()
+    db = ServiceKey("cluster.local", "shop", "db")
+    books.recording.tcp_end(tcp_flow())
+
+    def refuse(flow: tcp.TCPFlow) -> None:
+        flow.error = tflow.terr("Nothing listens on port 5432.")
+        flow.marked = ":no_entry:"
+        flow.comment = "db-0:5432 · ConnectionRefused"
+
+    books.recording.tcp_error(tcp_flow(refuse))
+
+    def leave(flow: tcp.TCPFlow) -> None:
+        flow.error = tflow.terr("the client reset the connection")
+
+    books.recording.tcp_error(tcp_flow(leave))
+    assert books.codes(db, "tcp") == {"ok": 1, "error": 1, "canceled": 1}
+    assert books.of(db).by_protocol["tcp"].response_sizes.total == 60
+    error = books.of(db).last_error
+    assert error is not None
+    assert error.reason == "ConnectionRefused"
+
+
+def test_the_same_failure_again_and_again_is_one_event() -> None:
+    books = Books()
+    for _ in range(50):
+        books.recording.response(refused(make_flow(found=False)))
+    assert len(books.events.last()) == 1
+    assert json.dumps(books.traffic.refusals) == '{"NoReadyEndpoints": 50}'
