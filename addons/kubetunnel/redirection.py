@@ -1,0 +1,68 @@
+"""Whether what the machine redirects to is where we listen: else connections to virtual IPs are refused, or a stranger's.
+
+`netsetup up` and the tunnel are told their ports separately, and either may be started anew with another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Self
+
+from netsetup.privileges import as_root
+from netsetup.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Redirection:
+    """Where the machine leads virtual IPs to, and port 53 of the DNS address.
+
+    Attributes:
+        proxy_port: on loopback; None where no ports are redirected.
+        host: the loopback address that it is, of the virtual IPs' version.
+    """
+
+    dns_ip: str
+    proxy_port: int | None
+    dns_port: int
+    host: str = "127.0.0.1"
+
+    @classmethod
+    def of(cls, machine: State, *, ports: bool = True) -> Self:
+        """`ports`: whether names are answered with virtual IPs at all."""
+        host = "127.0.0.1" if machine.dns_ip.version == 4 or not machine.redirected else "::1"
+        return cls(str(machine.dns_ip), machine.proxy_port if ports and machine.redirected else None, machine.dns_port, host)
+
+    @property
+    def without_dns(self) -> str:
+        """A sentence for who has no DNS server, to be added."""
+        return (
+            f" {self.dns_ip} port 53 leads there. See, for another one: "
+            f"{as_root('netsetup', 'up', '--dns-port', str(self.dns_port + 1))}"
+        )
+
+    def problem(self, listening: Collection[tuple[str, int]], dns: tuple[str, int] | None) -> str:
+        """What does not fit, with the command that mends it; "" where all does.
+
+        Args:
+            listening: the tunnel's addresses; none while it does not listen yet.
+            dns: the DNS server's, None where it is turned off.
+        """
+        problems, options = [], []
+        if self.proxy_port is not None and listening and not any(self._is_there(a, self.proxy_port) for a in listening):
+            host, port = next(iter(listening))
+            problems.append(f"virtual IPs lead to {self.host} port {self.proxy_port}, but the tunnel is at {host}:{port}")
+            options += ["--port", str(port)]
+        if dns is not None and dns[1] != self.dns_port:
+            problems.append(f"{self.dns_ip} port 53 leads to port {self.dns_port}, but the DNS server is at port {dns[1]}")
+            options += ["--dns-port", str(dns[1])]
+        if not problems:
+            return ""
+        sentence = "; ".join(problems)
+        return f"{sentence[0].upper()}{sentence[1:]} (netsetup up). See: {as_root('netsetup', 'up', *options)}"
+
+    def _is_there(self, address: tuple[str, int], port: int) -> bool:
+        host = ip_address(address[0].partition("%")[0])
+        # `::` takes IPv4 too, as asyncio does not restrict it where only one of both was asked for
+        return address[1] == port and (host.is_unspecified or str(host) == self.host)
