@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from netsetup.dns_wire import ttl_offsets
 
-MAX_ENTRIES = 8192  # some 2 MiB
+MAX_ENTRIES = 8192
+MAX_QUERY_BYTES = 512  # beyond it is padding (RFC 7830), not a longer question: with MAX_ENTRIES, some MiB in all
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class AnswerCache:
 
     def put(self, query: bytes, answer: bytes, label: tuple[str, str], now_s: float, lifetime_s: float) -> None:
         """Keep the answer to a packet for that long."""
-        if lifetime_s <= 0:
+        if lifetime_s <= 0 or len(query) > MAX_QUERY_BYTES:
             return
         self._answers.pop(query[2:], None)
         if len(self._answers) >= self._max_entries:

@@ -141,6 +141,11 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         ("cluster: {zone: [a]}", r"cluster.zone: \['a'\] is not a DNS zone"),
         ("services: [{port: 80}]", "services: .* has no service: NAME.NAMESPACE"),
         ("\x00", "cannot be read"),
+        ("retry: {max: 2024-13-45}", "cannot be read"),
+        ("[" * 5000, "cannot be read"),
+        ("retry: &a {x: *a}", "retry.x: there is no such setting"),
+        ("#" * (1 << 20) + "\nretry: {max: 1}", "is longer than"),
+        ("log: {level: loud}", "log.level: 'loud' is none of debug, info, warn, error, quiet$"),
     ],
 )
 def test_a_file_that_cannot_be_taken(text: str, told: str, tmp_path: Path) -> None:

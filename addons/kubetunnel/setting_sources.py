@@ -47,9 +47,12 @@ def read_config(path: Path) -> dict[str, OptionValue]:
     """What a settings file says, by the settings' paths. Raises SettingsError with all that is wrong in it."""
     try:
         with path.open("rb") as file:
-            document = yaml.safe_load(file.read(_MAX_FILE_BYTES))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
+            content = file.read(_MAX_FILE_BYTES + 1)
+        document = yaml.safe_load(content) if len(content) <= _MAX_FILE_BYTES else None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: such as the date 2024-13-45
         raise SettingsError([Problem(str(path), "file", f"cannot be read: {e}")]) from e
+    if len(content) > _MAX_FILE_BYTES:
+        raise SettingsError([Problem(str(path), "file", f"is longer than {_MAX_FILE_BYTES} bytes")])
     if document is None:
         return {}
     if not isinstance(document, dict):
@@ -75,7 +78,7 @@ def _flattened(document: Mapping[Any, Any], prefix: str, known: Mapping[str, Set
     for key, value in document.items():
         path = f"{prefix}{key}"
         is_section = any(setting.startswith(f"{path}.") for setting in known)
-        if isinstance(value, Mapping) and path not in known:
+        if isinstance(value, Mapping) and is_section:  # no deeper than the tree: an alias may contain itself
             yield from _flattened(value, f"{path}.", known)
         elif value is None and is_section:
             continue  # all in it is commented out

@@ -67,8 +67,10 @@ def _plain(setting: Setting, value: Any) -> OptionValue:
             return _items(setting, value)
         case "text":
             text = "" if value is None else _text(value, setting.takes or "a text")
-            if setting.choices and text not in setting.choices:
-                raise ValueError(f"{text!r} is none of {', '.join(setting.choices)}")
+            if setting.choices:
+                text = text.lower()
+                if text not in setting.choices:
+                    raise ValueError(f"{text!r} is none of {', '.join(filter(None, setting.choices))}")
             return text
 
 

@@ -129,13 +129,14 @@ class VirtualAddresses:
                 return found
             if name in self._waiting:
                 await self._assign_waiting()
-            if (error := self._refused.pop(name, None)) is not None:
+            if (error := self._refused.get(name)) is not None:  # also for others who waited for the same name
                 raise error
             return self._kept.ips.assigned[name]
 
     async def _assign_waiting(self) -> None:
         """All that are waited for by now; those that come meanwhile are the next one's."""
         names, self._waiting = sorted(self._waiting), set()
+        self._refused = {}  # the lock is fair: who waited for these was told before
         before = self._kept
         try:
             self._kept, refused = await asyncio.to_thread(self._assign, before, names)
@@ -145,8 +146,6 @@ class VirtualAddresses:
         except BaseException:
             self._waiting.update(names)  # the others still wait for theirs
             raise
-        for name in names:
-            self._refused.pop(name, None)  # of one who did not wait for it
         self._refused.update(refused)
         for name in names:
             address = self._kept.ips.assigned.get(name)

@@ -63,6 +63,25 @@ def test_what_reaches_mitmproxy(runner: CliRunner, arguments: tuple[str, ...], p
     assert started(runner, *arguments).arguments == ["-s", str(ADDON), *passed]
 
 
+def test_what_is_not_ours_to_read_is_left_as_it_is() -> None:
+    context = cli.main.make_context(
+        "kube-tunnel", ["run", "--", "prog", "-dns=false", "--demo=x"], resilient_parsing=True
+    )
+    assert [*context.protected_args, *context.args] == ["run", "--", "prog", "-dns=false", "--demo=x"]
+
+
+@pytest.mark.parametrize("given", ["INFO", "info"])
+def test_levels_are_written_as_others_do(runner: CliRunner, given: str) -> None:
+    runner.env["LOG_LEVEL"] = given
+    assert started(runner)
+
+
+def test_the_cluster_is_that_of_the_settings(runner: CliRunner, tmp_path: Path) -> None:
+    runner.env.update({"KUBECONFIG": "", "HOME": str(tmp_path), "KUBERNETES_SERVICE_HOST": ""})
+    (tmp_path / "kube-tunnel.yaml").write_text("cluster: {kubeconfig: /srv/staging}")
+    assert "kube_demo=true" not in started(runner).arguments
+
+
 def test_the_other_faces_of_mitmproxy(runner: CliRunner) -> None:
     assert started(runner, "--web").program == "mitmweb"
     assert started(runner, "--tui").program == "mitmproxy"

@@ -16,6 +16,7 @@ import click
 
 from kubetunnel import __version__
 from kubetunnel.cli.setting_flags import as_click_has_them, flag_options, given_flags, settings_of
+from kubetunnel.core.settings import Settings
 
 _SUBCOMMANDS = {
     "config": "Print the settings in force and where each comes from.",
@@ -51,7 +52,7 @@ class _Commands(click.Group):
             formatter.write_dl(sorted(_SUBCOMMANDS.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        args = as_click_has_them(args)
+        args = as_click_has_them(args, self.params)
         _, rest, _ = self.make_parser(ctx).parse_args(list(args))
         before = len(args) - len(rest)
         if rest and before and args[before - 1] == "--":
@@ -79,7 +80,7 @@ def _start(ctx: click.Context, /, **given: Any) -> None:
         arguments += ["--set", f"kube_log_level={level}"] if given[flag] else []
 
     def run() -> int:
-        return run_mitmproxy(given["program"] or "mitmdump", [*_cluster(given), *arguments, *(ctx.obj or [])])
+        return run_mitmproxy(given["program"] or "mitmdump", [*_cluster(settings), *arguments, *(ctx.obj or [])])
 
     if settings.network.virtual:
         from kubetunnel.cli.virtual import run_with_network
@@ -97,15 +98,13 @@ def _at_home() -> None:
         os.environ.pop("XDG_CONFIG_HOME", None)
 
 
-def _cluster(given: dict[str, Any]) -> list[str]:
+def _cluster(settings: Settings) -> list[str]:
     """Says which cluster it is going to be; the simulated one where there is no other."""
-    if given["cluster_demo"] or any(a.startswith("kube_demo=") for a in given["assignments"]):
+    if settings.cluster.demo:
         return []
-    chosen = given["cluster_kubeconfig"] or current_kubeconfig()
+    chosen = settings.cluster.kubeconfig or current_kubeconfig()
     if chosen:
         click.echo(f"Using the current cluster: {chosen}")
-        return []
-    if any(a.startswith("kube_kubeconfig=") for a in given["assignments"]):
         return []
     click.echo("No kubeconfig found: using a simulated cluster (the demo).")
     return ["--set", "kube_demo=true"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -26,12 +26,29 @@ class FlagCommand(click.Command):
         self.params += flag_options(sections)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, as_click_has_them(args))
+        return super().parse_args(ctx, as_click_has_them(args, self.params))
 
 
-def as_click_has_them(arguments: Iterable[str]) -> list[str]:
-    """`-dns-tcp=false` becomes `--no-dns-tcp`: click's switches take no value, Go's do."""
-    return [_as_click_has_it(argument) for argument in arguments]
+def as_click_has_them(arguments: Sequence[str], parameters: Iterable[click.Parameter]) -> list[str]:
+    """`-dns-tcp=false` becomes `--no-dns-tcp`: click's switches take no value, Go's do.
+
+    Only as far as the command's own flags go: what follows a subcommand or `--` is not ours to read.
+    """
+    with_value = {
+        name
+        for parameter in parameters
+        if isinstance(parameter, click.Option) and not parameter.is_flag and parameter.flag_value is None
+        for name in parameter.opts
+    }
+    translated: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--" or not argument.startswith("-"):
+            return [*translated, argument, *rest]
+        translated.append(_as_click_has_it(argument))
+        if argument in with_value:
+            translated += [value for value in [next(rest, None)] if value is not None]
+    return translated
 
 
 def flag_options(sections: Iterable[str] = ()) -> list[click.Option]:
