@@ -90,7 +90,10 @@ class KubeTunnel:
             return
         options = ctx.options
         try:
-            self.settings = settings_of(options, self._sources.of if self._sources else {})
+            settings = settings_of(options, self._sources.of if self._sources else {})
+            if self._greeting is not None and settings.proxy != self.settings.proxy:
+                raise exceptions.OptionsError("proxy.port: needs a new start of the tunnel")  # noqa: TRY301
+            self.settings = settings
         except exceptions.OptionsError as e:
             if self._greeting is not None:
                 raise  # while running: mitmproxy takes the change back and tells who made it
@@ -112,13 +115,18 @@ class KubeTunnel:
 
     def _set_log_level(self) -> None:
         level = self.settings.log.level
-        if level is None or level == self._log_level:
+        if level == self._log_level:
             return
         self._log_level = level
-        quiet = level == "quiet"
-        ctx.options.update(termlog_verbosity="error" if quiet else level)
-        if quiet and "flow_detail" in ctx.options:
-            ctx.options.update(flow_detail=0)
+        detail = {"flow_detail"} & set(ctx.options.keys())  # not in mitmweb
+        if level is None:
+            for option in ("termlog_verbosity", *detail):
+                ctx.options.update(**{option: ctx.options.default(option)})
+        else:
+            quiet = level == "quiet"
+            ctx.options.update(termlog_verbosity="error" if quiet else level)
+            if detail:
+                ctx.options.update(flow_detail=0 if quiet else ctx.options.default("flow_detail"))
 
     def running(self) -> None:
         loop = asyncio.get_running_loop()
@@ -158,10 +166,13 @@ class KubeTunnel:
 
     async def _look(self) -> None:
         while self._sources is not None:
-            await self.naming.apply(plan_naming(self.settings, self._machine()))
-            await self.forwards.apply(self.settings.forwards, self.settings.forward.ip, self.settings.retry)
+            try:
+                await self.naming.apply(plan_naming(self.settings, self._machine()))
+                await self.forwards.apply(self.settings.forwards, self.settings.forward.ip, self.settings.retry)
+                self._sources.look()
+            except Exception:  # supervision point: a defect in one look must not end the next ones
+                logger.exception("Looking at settings and machine failed; it goes on.")
             await asyncio.sleep(LOOK_INTERVAL_S)
-            self._sources.look()
 
     def _health_policy(self) -> HealthPolicy:
         health = self.settings.health

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from kubetunnel.cli import main as cli
+from kubetunnel.cli.setting_flags import as_click_has_them, flag_options
 from tests.tunnel import ADDON
 
 
@@ -64,10 +65,8 @@ def test_what_reaches_mitmproxy(runner: CliRunner, arguments: tuple[str, ...], p
 
 
 def test_what_is_not_ours_to_read_is_left_as_it_is() -> None:
-    context = cli.main.make_context(
-        "kube-tunnel", ["run", "--", "prog", "-dns=false", "--demo=x"], resilient_parsing=True
-    )
-    assert [*context.protected_args, *context.args] == ["run", "--", "prog", "-dns=false", "--demo=x"]
+    words = ["-dns=false", "--context", "run", "run", "--", "prog", "-dns=false", "--demo=x"]
+    assert as_click_has_them(words, flag_options()) == ["--no-dns", *words[1:]]
 
 
 @pytest.mark.parametrize("given", ["INFO", "info"])
