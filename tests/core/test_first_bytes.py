@@ -67,7 +67,7 @@ SAMPLES = [
 ]
 
 
-@pytest.mark.parametrize(("data", "unknown", "known"), SAMPLES, ids=[repr(sample[:24]) for sample, *_ in SAMPLES])
+@pytest.mark.parametrize(("data", "unknown", "known"), SAMPLES, ids=[repr(sample[:9]) for sample, *_ in SAMPLES])
 def test_is_recognised_wherever_it_is_cut(data: bytes, unknown: Protocol, known: Protocol) -> None:
     for destination_known, expected in ((False, unknown), (True, known)):
         answers = [recognise(data[:n], destination_known=destination_known) for n in range(len(data) + 1)]

@@ -17,8 +17,8 @@ from mitmproxy.io import FlowReader
 
 from kubetunnel.sim.cluster import SimCluster
 from kubetunnel.sim.objects import Port, ServiceSpec
-from tests.inspect.conftest import ADDON, Web, until
-from tests.tunnel import curl, without_proxies
+from tests.inspect.conftest import Web, until
+from tests.tunnel import ADDON, curl, without_proxies
 
 ECHO = "echo.demo.svc.cluster.local"
 
