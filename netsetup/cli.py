@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 from importlib.metadata import entry_points
@@ -20,14 +19,14 @@ import click
 
 from netsetup.errors import NetsetupError, RootNeededError
 from netsetup.layout import DEFAULT_RANGES, Address, Wanted
-from netsetup.privileges import find_user, invoking_user, is_root
+from netsetup.privileges import as_root, find_user, invoking_user, is_root
 from netsetup.state import DEFAULT_STATE
 
 # commands of packages that build on this one, which does not import them: `dns` needs to ask the clusters
 _PLUGINS = "netsetup.commands"
 
 
-class _Group(click.Group):
+class NetsetupGroup(click.Group):
     """Ends with our errors' own sentence, and exit code 1. Has other packages' commands too (entry points)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -48,7 +47,7 @@ class _Group(click.Group):
             raise click.ClickException(str(e)) from e
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=NetsetupGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """The machine's network for kube-tunnel: virtual IPs, their redirection to the tunnel, and DNS for the zones."""
 
@@ -120,11 +119,16 @@ def up(state: Path, dry_run: bool, user: str | None, **options: Any) -> None:
 
 
 @command.command()
+@click.option("--dry-run", is_flag=True, help="Only print what would be undone; needs no root.")
 @_state
-def down(state: Path) -> None:
+def down(state: Path, dry_run: bool) -> None:
     """Undo what `up` did, all of it and nothing else."""
     from netsetup import setup
 
+    if dry_run:
+        for line in setup.dry_run_down(state) or [f"nothing: no {state}"]:
+            click.echo(line)
+        return
     _need_root()
     _end_on_signals()
     undone = setup.down(state, tell=click.echo)
@@ -151,16 +155,16 @@ def status(state: Path, as_json: bool) -> None:
         for conflict in found.conflicts:
             click.echo(f"CONFLICT {conflict}")
         if not found.record.complete:
-            click.echo("`up` or `down` was ended before its end: `sudo netsetup down` undoes the rest.")
+            click.echo(f"`up` or `down` was ended before its end. What undoes the rest: {as_root('netsetup', 'down')}")
         elif not found.whole:
-            click.echo("`sudo netsetup up` with the same options mends it.")
+            click.echo(f"What mends it, with the same options: {as_root('netsetup', 'up')}")
     if not found.whole:
         sys.exit(1)
 
 
 def _need_root() -> None:
     if not is_root():
-        again = shlex.join(["sudo", sys.executable, "-m", "netsetup", *sys.argv[1:]])
+        again = as_root("netsetup", *sys.argv[1:])
         raise RootNeededError("This changes the machine's network, which only root may.", command=again)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import random
 import socket
 from collections import Counter
@@ -119,7 +120,7 @@ class DnsServer:
             break
         host, port = self.addresses[0]
         protocols = "UDP and TCP" if self._tcp else "UDP"
-        logger.info("DNS server on %s port %s (%s), %d upstreams", host, port, protocols, len(self._upstreams.servers))
+        logger.info("DNS server on %s port %s (%s), upstreams: %d", host, port, protocols, len(self._upstreams.servers))
 
     async def aclose(self) -> None:
         """Stop listening, and give up what is under way. The port is free afterwards."""
@@ -156,8 +157,10 @@ class DnsServer:
 
     def _unavailable(self, error: OSError) -> DnsPortUnavailable:
         taken = " Port 5353 is also that of mDNS (avahi-daemon, browsers)." if self._port == 5353 else ""
+        # asyncio's own text repeats address and errno
+        reason = os.strerror(error.errno) if error.errno else str(error)
         return DnsPortUnavailable(
-            f"The DNS server cannot listen on {self._host} port {self._port}: {error.strerror}.{taken} "
+            f"The DNS server cannot listen on {self._host} port {self._port}: {reason}.{taken} "
             "Another port: --dns-port.",
             command=f"ss -lunp 'sport = :{self._port}'",
         )

@@ -7,6 +7,7 @@ KubeTunnelError
     ├── RangeTakenError       every range (or the address asked for) is somebody else's: the detail names whose
     ├── LinkTakenError        a link of that name is there, and not ours
     ├── AnotherInstanceError  another netsetup is at work
+    ├── SetUpOtherwiseError   `netsetup up` has set it up already, with other options
     ├── StateError            the state file is broken, or not to be trusted
     └── StepError             the kernel or a program refused a step
 """
@@ -40,6 +41,10 @@ class LinkTakenError(NetsetupError):
 
 class AnotherInstanceError(NetsetupError):
     """Another `netsetup up` or `down`, or a `kube-tunnel --virtual`, holds the state file."""
+
+
+class SetUpOtherwiseError(NetsetupError):
+    """The network is set up, not as a `kube-tunnel --virtual` wants it, and is not its to change."""
 
 
 class StateError(NetsetupError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from netsetup.errors import LinkTakenError, StepError
-from netsetup.found import Found
+from netsetup.found import Found, FoundLink
 from netsetup.layout import Layout, Wanted, reverse_zones
 from netsetup.operations import (
     AddAddress,
@@ -45,13 +45,10 @@ def plan(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, ...]:
 def _addresses(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, ...]:
     if found.aliases:
         return tuple(AddAlias(str(address.ip)) for address in (layout.dns_address, layout.proxy_address))
-    taken = {link.name for link in found.links} & {wanted.dns_link, wanted.proxy_link}
-    for name in sorted(taken):
-        raise LinkTakenError(
-            f"There is a link {name} already, which netsetup has not made (or has no record of). Remove it, or choose "
-            "another name.",
-            command=f"ip address show {name}; sudo ip link delete {name}",
-        )
+    for name, option in ((wanted.dns_link, "--dns-link"), (wanted.proxy_link, "--proxy-link")):
+        for link in found.links:
+            if link.name == name:
+                raise _taken(link, option)
     if found.redirector is None:
         raise StepError("Neither nft nor iptables is on the PATH. Install nftables.")
     links = ((wanted.dns_link, layout.dns_address), (wanted.proxy_link, layout.proxy_address))
@@ -69,6 +66,20 @@ def _addresses(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation,
             dns_port=wanted.dns_port,
             forwarded=wanted.forwarded,
         ),
+    )
+
+
+def _taken(link: FoundLink, option: str) -> LinkTakenError:
+    if link.mac == link_mac(link.name):
+        return LinkTakenError(
+            f"There is a link {link.name} already: netsetup has made it, but has no record of it any more. Remove it.",
+            command=f"sudo ip link delete {link.name}",
+        )
+    setting = "network.dns_interface.name" if option == "--dns-link" else "network.proxy_interface.name"
+    return LinkTakenError(
+        f"There is a link {link.name} already, which netsetup has not made. Choose another name: {option} NAME (in the "
+        f"tunnel's settings {setting}).",
+        command=f"ip address show {link.name}",
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
+import sys
 from collections.abc import Mapping, MutableMapping
 
 from netsetup.errors import BadWishError, RootNeededError
@@ -11,6 +13,14 @@ from netsetup.errors import BadWishError, RootNeededError
 
 def is_root() -> bool:
     return os.geteuid() == 0
+
+
+def as_root(program: str, *words: str) -> str:
+    """A command line that runs a program of ours (`netsetup`, `kubetunnel`) as root.
+
+    By the interpreter's path: sudo has a PATH of its own, on which an environment's programs are not.
+    """
+    return shlex.join(["sudo", sys.executable, "-m", program, *words])
 
 
 def invoking_user(environ: Mapping[str, str]) -> str | None:

@@ -35,7 +35,8 @@ def edited(before: bytes | None, nameserver: str) -> bytes:
 
 def is_edited(content: bytes | None, nameserver: str) -> bool:
     """Whether our server is asked, and first."""
-    return content is not None and our_line(nameserver).strip() in content and nameservers(content)[0] == nameserver
+    lines = [line.strip() for line in (content or b"").splitlines()]
+    return our_line(nameserver).strip() in lines and nameservers(content)[0] == nameserver
 
 
 def restored(current: bytes, nameserver: str, before: bytes | None) -> bytes | None:

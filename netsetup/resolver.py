@@ -141,6 +141,8 @@ def put_resolv_conf_back(step: EditResolvConf) -> str:
 
     Where the symbolic link has been replaced meanwhile, our line may have been copied along: both are looked at.
     """
+    if _put_missing_back(step):
+        return "was gone: put back as it was before"
     said = "was gone already"
     for path in dict.fromkeys((step.real, str(Path(step.path).resolve()))):
         current = _read(path)
@@ -152,6 +154,22 @@ def put_resolv_conf_back(step: EditResolvConf) -> str:
         _restore(path, content)
         said = "put back" if content == step.before else "our line taken out, what others have written since is kept"
     return said
+
+
+def _put_missing_back(step: EditResolvConf) -> bool:
+    """Without the file nothing resolves, so what was there comes back; False where it is there, or there was none."""
+    path, real = Path(step.path), Path(step.real)
+    if path.exists() or step.before is None or not real.parent.is_dir():
+        return False  # the directory of a link's target is gone after a reboot: its owner makes both anew
+    current = _read(step.real)
+    content = step.before if current is None else restored(current, step.nameserver, step.before)
+    _restore(step.real, content)
+    if not path.is_symlink() and path != real:
+        try:
+            path.symlink_to(real)
+        except OSError as e:
+            raise StepError(f"Could not make the link {path}: {e.strerror}.") from e
+    return True
 
 
 def has_resolv_conf(step: EditResolvConf) -> bool:
@@ -220,7 +238,9 @@ def _write(path: str, content: bytes) -> None:
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
-            os.write(file, content)
+            written = 0
+            while written < len(content):  # a disk that fills takes a part, and refuses the next
+                written += os.write(file, content[written:])
             os.ftruncate(file, len(content))
             os.fsync(file)
         finally:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from netsetup.apply import apply, present, undo
-from netsetup.errors import NetsetupError, StateError, StepError
+from netsetup.errors import NetsetupError, SetUpOtherwiseError, StateError, StepError
 from netsetup.found import Found, claim_on, without
 from netsetup.layout import Wanted, choose_layout
 from netsetup.machine import boot_id, find
 from netsetup.operations import Operation
 from netsetup.plan import plan
+from netsetup.privileges import as_root
 from netsetup.state import DEFAULT_STATE, Journal, Record, State, open_journal, read_record
 
 type Tell = Callable[[str], None]
@@ -36,7 +37,7 @@ def up(wanted: Wanted, path: Path = DEFAULT_STATE, *, tell: Tell = lambda _: Non
         StepError: a step failed; what was done before it is undone.
     """
     with open_journal(path) as journal:
-        return _up(wanted, journal, tell)
+        return _up(wanted, journal, _unfailing(tell))
 
 
 def down(path: Path = DEFAULT_STATE, *, tell: Tell = lambda _: None) -> bool:
@@ -49,19 +50,31 @@ def down(path: Path = DEFAULT_STATE, *, tell: Tell = lambda _: None) -> bool:
     with open_journal(path) as journal:
         if journal.record is None:
             return False
-        _undo_all(journal, tell)
+        _undo_all(journal, _unfailing(tell))
         return True
 
 
 @contextmanager
 def network(wanted: Wanted, path: Path = DEFAULT_STATE, *, tell: Tell = lambda _: None) -> Iterator[State]:
-    """`up` for the time of a block, `down` after it. No other netsetup can come between. Errors as theirs."""
+    """`up` for the time of a block, `down` after it; no other netsetup can come between. Errors as theirs.
+
+    What `up` has set up before is somebody's own: it is used as it is, and stays.
+
+    Raises:
+        SetUpOtherwiseError: it is there, but not as wanted.
+    """
+    tell = _unfailing(tell)
     with open_journal(path) as journal:
-        state = _up(wanted, journal, tell)
-        try:
-            yield state
-        finally:
-            _undo_all(journal, tell)
+        kept = _kept(wanted, journal.record)
+        if kept is None:
+            state = _up(wanted, journal, tell, temporary=True)
+            try:
+                yield state
+            finally:
+                _undo_all(journal, tell)
+    if kept is not None:
+        tell("the network is set up already (netsetup up): it is used, and left as it is")
+        yield kept
 
 
 def dry_run(wanted: Wanted, path: Path = DEFAULT_STATE) -> list[str]:
@@ -76,6 +89,12 @@ def dry_run(wanted: Wanted, path: Path = DEFAULT_STATE) -> list[str]:
     undone = [f"- {step.text}" for step in reversed(record.operations)] if record else []
     done = [f"+ {step.text}" for step in plan(wanted, layout, found)]
     return [*(f"note: {why}" for why in layout.skipped), *undone, *done]
+
+
+def dry_run_down(path: Path = DEFAULT_STATE) -> list[str]:
+    """The lines that tell what `down` would undo, none where there is nothing. Needs no rights. Errors as `down`."""
+    record = read_record(path)
+    return [f"- {step.text}" for step in reversed(record.operations)] if record else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +142,11 @@ def status(path: Path = DEFAULT_STATE) -> Status:
     return Status(record, tuple(_look(step) for step in record.operations), conflicts)
 
 
-def _up(wanted: Wanted, journal: Journal, tell: Tell) -> State:
+def _up(wanted: Wanted, journal: Journal, tell: Tell, *, temporary: bool = False) -> State:
     found = find()
     if journal.record is not None:
         if _is_as_wanted(journal.record, wanted, found):
+            journal.keep(temporary=temporary)
             tell("it is up as wanted already")
             return journal.record.state
         # before anything is touched: a wish that cannot be had leaves what there is
@@ -138,7 +158,7 @@ def _up(wanted: Wanted, journal: Journal, tell: Tell) -> State:
     steps = plan(wanted, layout, found)
     for why in layout.skipped:
         tell(f"note: {why}")
-    journal.begin(wanted, layout, found.resolver.servers)
+    journal.begin(wanted, layout, found.resolver.servers, temporary=temporary)
     record = None
     try:
         for step in steps:
@@ -179,7 +199,7 @@ def _undo_all(journal: Journal, tell: Tell) -> None:
     if failed:
         raise StepError(
             f"Not everything could be undone: {'; '.join(dict.fromkeys(e.detail for e in failed))}",
-            command="sudo netsetup down",
+            command=as_root("netsetup", "down"),
         )
 
 
@@ -196,6 +216,57 @@ def _is_as_wanted(record: Record, wanted: Wanted, found: Found) -> bool:
     return {*record.layout.ranges} <= {*layout.ranges} and all(
         _look(step).found is not False for step in record.operations
     )
+
+
+def _kept(wanted: Wanted, record: Record | None) -> State | None:
+    """The network that `up` has made in this boot, where it is to stay; None where there is none."""
+    if record is None or record.temporary or not record.complete or record.boot_id != boot_id():
+        return None
+    differences = differing(record.wanted, wanted)
+    differences += [f"{piece.step.text} is missing" for piece in map(_look, record.operations) if piece.found is False]
+    if differences:
+        raise SetUpOtherwiseError(
+            f"The network is set up already (netsetup up), and not as wanted here: {'; '.join(differences)}. Set it "
+            "up again with these options, or take it down.",
+            command=as_root("netsetup", "down"),
+        )
+    return record.state
+
+
+def differing(has: Wanted, wanted: Wanted) -> list[str]:
+    """What a tunnel that wants this would miss where the other was made. But for ports, a default is no wish."""
+    plain = Wanted()
+    differences = [
+        f"{what} {_words(getattr(has, name))}, not {_words(getattr(wanted, name))}"
+        for name, what in _WISHES.items()
+        if getattr(wanted, name) != getattr(has, name)
+        and (name in ("port", "dns_port") or getattr(wanted, name) != getattr(plain, name))
+    ]
+    missing = [zone for zone in wanted.zones if zone not in has.zones]
+    return differences + ([f"the zone {', '.join(missing)} is not among its own"] if missing else [])
+
+
+_WISHES = {
+    "port": "the tunnel's port is", "dns_port": "the DNS server's port is", "dns_ip": "the DNS address is",
+    "proxy_ip": "the proxy's address is", "ip_ranges": "the ranges are", "dns_link": "the DNS link is",
+    "proxy_link": "the proxy's link is",
+}  # fmt: skip
+
+
+def _words(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "chosen by itself" if value is None else str(value)
+
+
+def _unfailing(tell: Tell) -> Tell:
+    """What is told may go to a terminal or a pipe that is gone: no reason to stop half-way."""
+
+    def told(line: str) -> None:
+        with suppress(OSError):
+            tell(line)
+
+    return told
 
 
 def _look(step: Operation) -> Piece:

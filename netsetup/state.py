@@ -23,6 +23,7 @@ from netsetup.found import Network
 from netsetup.layout import Address, Layout, Wanted
 from netsetup.machine import boot_id
 from netsetup.operations import OPERATIONS, EditResolvConf, Operation, Redirect
+from netsetup.way_out import undoing_commands
 
 DEFAULT_STATE = Path("/var/lib/kube-tunnel/netsetup.json")
 VERSION = 1
@@ -56,7 +57,10 @@ class State:
 
 @dataclass(slots=True)
 class Record:
-    """The state file's content. `complete`: `up` came to its end."""
+    """The state file's content.
+
+    `complete`: `up` came to its end. `temporary`: it is to end with the `kube-tunnel --virtual` that made it.
+    """
 
     wanted: Wanted
     layout: Layout
@@ -65,6 +69,7 @@ class Record:
     operations: list[Operation] = field(default_factory=list)
     complete: bool = False
     made_directory: bool = False
+    temporary: bool = False
 
     @property
     def state(self) -> State:
@@ -112,12 +117,20 @@ def read_record(path: Path) -> Record | None:
     with os.fdopen(file, "rb") as opened:
         facts = os.fstat(file)
         if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise StateError(f"The state file {path} can be written by others than root.", command=f"ls -l {path}")
+            raise StateError(
+                f"The state file {path} can be written by others than root (ls -l {path}), so it is not relied upon. "
+                "By hand, what netsetup makes goes with these commands.",
+                command=undoing_commands(path),
+            )
         content = opened.read()
     try:
         return _decode(content)
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as e:
-        raise StateError(f"The state file {path} is broken: {e}.", command=f"cat {path}") from e
+        raise StateError(
+            f"The state file {path} is broken ({e}), so `netsetup down` does not know what to undo. By hand, what "
+            "netsetup makes goes with these commands.",
+            command=undoing_commands(path),
+        ) from e
 
 
 class Journal:
@@ -130,10 +143,19 @@ class Journal:
         if self.record is not None:
             self._made_directory = self.record.made_directory
 
-    def begin(self, wanted: Wanted, layout: Layout, resolvers: tuple[str, ...]) -> None:
+    def begin(self, wanted: Wanted, layout: Layout, resolvers: tuple[str, ...], *, temporary: bool = False) -> None:
         """A new record, with nothing done."""
-        self.record = Record(wanted, layout, resolvers, boot_id(), made_directory=self._made_directory)
+        self.record = Record(
+            wanted, layout, resolvers, boot_id(), made_directory=self._made_directory, temporary=temporary
+        )
         self._save(self.record)
+
+    def keep(self, *, temporary: bool) -> None:
+        """What is there is to stay, or not, from now on."""
+        record = self._current()
+        if record.temporary != temporary:
+            record.temporary = temporary
+            self._save(record)
 
     def about_to_do(self, step: Operation) -> None:
         record = self._current()
@@ -161,14 +183,21 @@ class Journal:
         """Nothing is left of what was done: the file goes."""
         try:
             self.path.unlink(missing_ok=True)
+            self._new.unlink(missing_ok=True)
         except OSError as e:
             raise StateError(f"The state file {self.path} cannot be removed: {e.strerror}.") from e
         self.record = None
 
     def close(self) -> None:
-        """Removes the directory that was made for the file, when nothing is in it."""
+        """Removes the directory that was made for the file, when nothing is in it but a file half-written."""
+        if self.record is None:
+            self._new.unlink(missing_ok=True)
         if self._made_directory and self.record is None and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()
+
+    @property
+    def _new(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.new")
 
     def _current(self) -> Record:
         if self.record is None:
@@ -182,8 +211,9 @@ class Journal:
             raise StateError(f"The state file {self.path} cannot be written: {e.strerror}.") from e
 
     def _write(self, content: bytes) -> None:
-        new = self.path.with_name(f".{self.path.name}.new")
-        with new.open("wb") as file:
+        new = self._new
+        new.unlink(missing_ok=True)  # of a run that was killed in here
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
             os.fchmod(file.fileno(), 0o644)
             file.write(content)
             file.flush()
@@ -256,6 +286,7 @@ def _decode(content: bytes) -> Record:
         operations=[_operation(each) for each in plain["operations"]],
         complete=msgspec.convert(plain["complete"], bool),
         made_directory=msgspec.convert(plain["made_directory"], bool),
+        temporary=msgspec.convert(plain.get("temporary", False), bool),  # files of before have it not
     )
 
 

@@ -20,6 +20,7 @@ from kubetunnel.core.settings import DnsSettings, NetworkSettings, Settings, Zon
 from kubetunnel.loopback_claim import ClaimedByAnother, LoopbackClaim
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
+from kubetunnel.redirection import Redirection
 from kubetunnel.resolv_conf_watch import ResolvConfWatch
 from netsetup.state import State
 from tests.netsetup.dug import Dug, dig
@@ -48,7 +49,15 @@ def present(ours: Collection[str]) -> tuple[tuple[str, int], ...]:
 
 
 PLAIN = NamingPlan(("cluster.local",), RANGES, dns=("127.0.0.1", 5353), resolvers=NOW)
-SET_UP = replace(PLAIN, reserved=(DNS_IP, PROXY_IP), proxy_ips=(PROXY_IP,), resolvers=FORMER)
+LED = Redirection("10.8.0.1", 8080, 5353)
+ONLY_DNS = replace(LED, proxy_port=None)
+SET_UP = replace(PLAIN, reserved=(DNS_IP, PROXY_IP), proxy_ips=(PROXY_IP,), resolvers=FORMER, redirection=LED)
+IPV6_DNS, IPV6_PROXY = ip_address("fd00:8::1"), ip_address("fd00:8::2")
+IPV6 = replace(MACHINE, dns_ip=IPV6_DNS, proxy_ip=IPV6_PROXY, ranges=(ip_network("fd00:8::/64"),))
+SET_UP_IPV6 = replace(
+    SET_UP, ranges=IPV6.ranges, reserved=(IPV6_DNS, IPV6_PROXY), proxy_ips=(IPV6_PROXY,), also_dns=("::1", 5353),
+    redirection=Redirection("fd00:8::1", 8080, 5353, "::1"),
+)  # fmt: skip
 LOOPBACK = replace(PLAIN, ranges=(LOOPBACK_RANGE,), loopback=True)
 
 
@@ -62,12 +71,23 @@ LOOPBACK = replace(PLAIN, ranges=(LOOPBACK_RANGE,), loopback=True)
             replace(MACHINE, resolv_conf=RESOLV_CONF),  # what is beside ours there is newer than the state file
             replace(SET_UP, resolvers=NOW, resolv_conf=(RESOLV_CONF, "10.8.0.1")),
         ),
-        (settings(), replace(MACHINE, redirected=False), replace(SET_UP, shared=PROXY_IP)),
+        (settings(), replace(MACHINE, redirected=False), replace(SET_UP, shared=PROXY_IP, redirection=ONLY_DNS)),
         (settings({"answer": "shared"}), MACHINE, replace(SET_UP, shared=PROXY_IP)),
         (settings({"answer": "shared"}), None, replace(PLAIN, shared=ip_address("127.0.0.1"))),
         (settings(loopback=True), None, LOOPBACK),
-        (settings(loopback=True), MACHINE, replace(LOOPBACK, resolvers=FORMER)),
-        (settings(loopback=True), replace(MACHINE, redirected=False), replace(LOOPBACK, resolvers=FORMER)),
+        (settings(loopback=True), MACHINE, replace(LOOPBACK, resolvers=FORMER, redirection=ONLY_DNS)),
+        (
+            settings(loopback=True),
+            replace(MACHINE, redirected=False),
+            replace(LOOPBACK, resolvers=FORMER, redirection=ONLY_DNS),
+        ),
+        (  # the DNS port that the machine leads to, but for one that was asked for
+            settings(),
+            replace(MACHINE, dns_port=5300),
+            replace(SET_UP, dns=("127.0.0.1", 5300), redirection=replace(LED, dns_port=5300)),
+        ),
+        (settings({"port": 5301}), MACHINE, replace(SET_UP, dns=("127.0.0.1", 5301))),
+        (settings(), IPV6, SET_UP_IPV6),
         (settings(ip_ranges=("10.77.0.0/16",)), None, replace(PLAIN, ranges=(ip_network("10.77.0.0/16"),))),
         (settings(ip_ranges=("10.77.0.0/16",)), MACHINE, SET_UP),
         (settings({"enabled": False}), None, replace(PLAIN, dns=None)),
@@ -154,6 +174,43 @@ async def test_changes_while_it_runs(make: Make, eager: bool) -> None:
         await dig(("127.0.0.1", port), "dns-version.cluster.local", "TXT", timeout_s=1)
     await found.apply(replace(plan(other), dns=None))
     assert found.dns_address is None
+
+
+async def test_other_resolvers_leave_the_listeners(make: Make) -> None:
+    found, port = make(), free_port()
+    wanted = plan(port, ranges=(LOOPBACK_RANGE,), loopback=True)
+    await found.apply(wanted)
+    listeners = found._listeners
+    await found.apply(replace(wanted, resolvers=NOW, ttl_s=9))
+    assert (await version(port)).answer[0][1] == "9"
+    assert found._listeners is listeners
+    await found.apply(replace(wanted, zones=("corp.example",)))
+    assert found._listeners is not listeners
+
+
+@pytest.mark.parametrize(
+    ("listening", "wanted", "words"),
+    [
+        ([("127.0.0.1", 80)], {"redirection": LED}, "-m netsetup up --port 80"),
+        ([("127.0.0.1", 8080)], {"redirection": LED}, ""),
+        ([], {"redirection": LED}, ""),
+        ([], {"loopback": True, "ranges": (LOOPBACK_RANGE,)}, "kube-tunnel --loopback --dns"),
+    ],
+)
+async def test_what_leads_elsewhere_is_told_of_once(
+    make: Make,
+    caplog: pytest.LogCaptureFixture,
+    listening: list[tuple[str, int]],
+    wanted: dict[str, Any],
+    words: str,
+) -> None:
+    found = make()
+    found._listening = lambda: tuple(listening)
+    for _ in range(3):
+        await found.apply(replace(plan(0), dns=None, **wanted))
+    told = told_of(caplog)
+    assert len(told) == bool(words)
+    assert not words or told[0].endswith(words)
 
 
 async def test_the_same_plan_changes_nothing(make: Make, caplog: pytest.LogCaptureFixture) -> None:

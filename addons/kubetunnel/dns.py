@@ -6,7 +6,7 @@ machine's network is left alone it is a loopback address, whose listeners are op
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 from weakref import WeakSet
 
@@ -55,6 +55,7 @@ class ClusterNames:
         self._shared = shared
         self._listeners = listeners
         self._heard: WeakSet[Discovery] = WeakSet()
+        self._unsubscribe: list[Callable[[], None]] = []
 
     @property
     def zones(self) -> tuple[str, ...]:
@@ -116,8 +117,14 @@ class ClusterNames:
             def changed(namespace: str, service: str, state: ServiceState | None) -> None:
                 listeners.keep(str(ServiceName(service, namespace, zone)), listened_ports(state) if state else ())
 
-            session.discovery.subscribe(changed)
+            self._unsubscribe.append(session.discovery.subscribe(changed))
         return session
+
+    def close(self) -> None:
+        """Hears of no Service any more; to be called when the listeners go."""
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
+        self._unsubscribe.clear()
 
 
 def listened_ports(state: ServiceState) -> tuple[int, ...]:

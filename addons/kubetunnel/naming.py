@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from kubetunnel.core.settings import DnsSettings, Settings
+from kubetunnel.core.settings import Settings
 from kubetunnel.core.vips import Address, Network
 from kubetunnel.dns import ClusterNames
 from kubetunnel.loopback_claim import ClaimedByAnother, LoopbackClaim
@@ -21,7 +21,7 @@ from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.loopback import LoopbackListeners
 from kubetunnel.proxy.mode import LOOPBACK, LOOPBACK_IPV6, listening_addresses, serve_connection
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
-from kubetunnel.redirection import Redirection
+from kubetunnel.redirection import Redirection, dns_port
 from kubetunnel.resolv_conf_watch import ResolvConfWatch
 from kubetunnel.virtual_addresses import VirtualAddresses, default_path
 from netsetup.dns_responder import DnsFacts, DnsQuery
@@ -93,19 +93,13 @@ def plan_naming(settings: Settings, machine: State | None, resolvers: Resolvers 
         loopback=settings.network.loopback,
         dns=(dns.ip, dns_port(settings, machine)) if dns.enabled else None,
         also_dns=_also_dns(settings, machine),
-        redirection=Redirection.of(machine) if machine is not None else None,
+        redirection=Redirection.of(machine, ports=not settings.network.loopback) if machine is not None else None,
         tcp=dns.tcp,
         ttl_s=round(dns.ttl_s),
         resolvers=_former_resolvers(machine, dns.ip, resolvers),
         resolv_conf=(machine.resolv_conf, str(machine.dns_ip)) if machine and machine.resolv_conf else None,
         idle_timeout_s=settings.pool.idle_timeout_s,
     )  # fmt: skip
-
-
-def dns_port(settings: Settings, machine: State | None) -> int:
-    """The DNS server's: that which the machine leads to, where the settings name none but the default."""
-    port = settings.dns.port
-    return machine.dns_port if machine is not None and port == DnsSettings().port else port
 
 
 def _also_dns(settings: Settings, machine: State | None) -> tuple[str, int] | None:
@@ -121,6 +115,11 @@ def _former_resolvers(machine: State | None, dns_ip: str, resolvers: Resolvers) 
     # beside ours the file has those of the network that the machine is in by now
     present = resolvers([dns_ip, str(machine.dns_ip)]) if machine.resolv_conf else ()
     return present or machine.resolvers
+
+
+def _but_dns(plan: NamingPlan) -> NamingPlan:
+    """What names and addresses follow from, without the servers that answer them."""
+    return replace(plan, dns=None, also_dns=None, tcp=True, ttl_s=0, resolvers=(), redirection=None)
 
 
 async def _dns_server(plan: NamingPlan, names: ClusterNames, address: tuple[str, int]) -> DnsServer:
@@ -182,9 +181,13 @@ class Naming:
         """
         async with self._changing:
             if plan != self._plan:
-                await self._unmake()
-                self._plan = plan
+                if self._plan is None or _but_dns(plan) != _but_dns(self._plan):
+                    await self._unmake()
+                else:  # each renewal of a lease may bring other resolvers: no reason to close connections
+                    await self._unmake_dns()
+                self._plan = None  # until it is made: an error that nobody expects is no end for good
                 await self._make(plan)
+                self._plan = plan
             elif self._retry_at_s is not None and asyncio.get_running_loop().time() >= self._retry_at_s:
                 await self._make(plan)
             if self._watch is not None:
@@ -208,10 +211,10 @@ class Naming:
                 self._also_server = await _dns_server(plan, self._names, plan.also_dns)
             self._told = ""
         except ClaimedByAnother as e:
-            self._tell("No names at loopback addresses: %s", e)
+            self._tell("No names at loopback addresses: %s%s", e)
         except DnsPortUnavailable as e:
-            led = plan.redirection.without_dns if plan.redirection is not None else ""
-            self._tell(f"No DNS server: %s{led}", e)
+            led = plan.redirection.leads_to(plan.dns) if plan.redirection is not None else ""
+            self._tell("No DNS server: %s%s", e, led)
 
     def _look_at_ports(self, plan: NamingPlan) -> None:
         """Tells, once, of what leads elsewhere than to us."""
@@ -220,7 +223,7 @@ class Naming:
                 "network.loopback is on, but dns.enabled is not: no name leads to a loopback address. See: "
                 "kube-tunnel --loopback --dns"
             )
-        elif plan.redirection is None or plan.loopback:
+        elif plan.redirection is None:
             problem = ""
         else:
             problem = plan.redirection.problem(self._listening(), plan.dns)
@@ -228,11 +231,11 @@ class Naming:
             logger.warning("%s", problem)
         self._told_of_ports = problem
 
-    def _tell(self, text: str, error: Exception) -> None:
+    def _tell(self, text: str, error: Exception, more: str = "") -> None:
         self._retry_at_s = asyncio.get_running_loop().time() + RETRY_S
         if self._told != str(error):
             self._told = str(error)
-            logger.warning(text, error)
+            logger.warning(text, error, more)
 
     def _make_names(self, plan: NamingPlan) -> ClusterNames:
         if plan.loopback:
@@ -248,16 +251,22 @@ class Naming:
         self._watch = ResolvConfWatch(*plan.resolv_conf) if plan.resolv_conf else None
         return ClusterNames(self._clusters, addresses, shared=plan.shared, listeners=self._listeners)
 
-    async def _unmake(self) -> None:
-        self._plan = self._names = self._watch = self._retry_at_s = None
+    async def _unmake_dns(self) -> None:
+        self._retry_at_s = None
         self._told = ""
-        self._addresses = None
-        self._virtual.configure(None)
         servers = (self._server, self._also_server)
         self._server = self._also_server = None
         for server in servers:
             if server is not None:
                 await server.aclose()
+
+    async def _unmake(self) -> None:
+        await self._unmake_dns()
+        names, self._names = self._names, None
+        if names is not None:
+            names.close()
+        self._plan = self._watch = self._addresses = None
+        self._virtual.configure(None)
         listeners, self._listeners = self._listeners, None
         if listeners is not None:
             listeners.close()

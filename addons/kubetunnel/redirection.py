@@ -1,4 +1,4 @@
-"""Whether what the machine redirects to is where we listen: else connections to virtual IPs are refused, or a stranger's.
+"""Whether what the machine redirects to is where we listen: else connections to virtual IPs are refused, or another's.
 
 `netsetup up` and the tunnel are told their ports separately, and either may be started anew with another one.
 """
@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Self
 
+from kubetunnel.core.settings import DnsSettings, Settings
 from netsetup.privileges import as_root
 from netsetup.state import State
+
+
+def dns_port(settings: Settings, machine: State | None) -> int:
+    """The DNS server's: that which the machine leads to, where the settings name none but the default."""
+    port = settings.dns.port
+    return machine.dns_port if machine is not None and port == DnsSettings().port else port
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +39,14 @@ class Redirection:
     def of(cls, machine: State, *, ports: bool = True) -> Self:
         """`ports`: whether names are answered with virtual IPs at all."""
         host = "127.0.0.1" if machine.dns_ip.version == 4 or not machine.redirected else "::1"
-        return cls(str(machine.dns_ip), machine.proxy_port if ports and machine.redirected else None, machine.dns_port, host)
+        return cls(
+            str(machine.dns_ip), machine.proxy_port if ports and machine.redirected else None, machine.dns_port, host
+        )
 
-    @property
-    def without_dns(self) -> str:
-        """A sentence for who has no DNS server, to be added."""
+    def leads_to(self, dns: tuple[str, int] | None) -> str:
+        """A sentence to be added where the DNS server cannot have its port; "" where nothing leads there."""
+        if dns is None or dns[1] != self.dns_port:
+            return ""
         return (
             f" {self.dns_ip} port 53 leads there. See, for another one: "
             f"{as_root('netsetup', 'up', '--dns-port', str(self.dns_port + 1))}"
@@ -52,10 +62,14 @@ class Redirection:
         problems, options = [], []
         if self.proxy_port is not None and listening and not any(self._is_there(a, self.proxy_port) for a in listening):
             host, port = next(iter(listening))
-            problems.append(f"virtual IPs lead to {self.host} port {self.proxy_port}, but the tunnel is at {host}:{port}")
+            problems.append(
+                f"virtual IPs lead to {self.host} port {self.proxy_port}, but the tunnel is at {host}:{port}"
+            )
             options += ["--port", str(port)]
         if dns is not None and dns[1] != self.dns_port:
-            problems.append(f"{self.dns_ip} port 53 leads to port {self.dns_port}, but the DNS server is at port {dns[1]}")
+            problems.append(
+                f"{self.dns_ip} port 53 leads to port {self.dns_port}, but the DNS server is at port {dns[1]}"
+            )
             options += ["--dns-port", str(dns[1])]
         if not problems:
             return ""

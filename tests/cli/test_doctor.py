@@ -97,5 +97,26 @@ def test_a_taken_port(kubeconfig: Path, tmp_path: Path) -> None:
 
 
 def test_a_mistake(tmp_path: Path) -> None:
-    done = doctor(tmp_path, "--port", "0")
+    done = doctor(tmp_path, "--port", "70000")
     assert (done.returncode, done.stdout) == (2, "")
+    assert "--port" in done.stderr
+
+
+def test_the_settings_decide(kubeconfig: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        f"""
+proxy: {{port: 18080}}
+dns: {{port: 15353}}
+cluster: {{kubeconfig: {kubeconfig}, zone: corp.example}}
+zones: {{prod.example: production}}
+network: {{ip_ranges: [10.77.0.0/24]}}
+"""
+    )
+    command = [sys.executable, "-c", DOCTOR, "--json", "--config", str(file), "--confdir", str(tmp_path)]
+    env = without_proxies() | {"KUBECONFIG": "", "HOME": str(tmp_path), "KTUN_DNS_PORT": "15354"}
+    found = json.loads(subprocess.run(command, capture_output=True, timeout=30, env=env, check=False).stdout)["checks"]
+    told = "\n".join(f"{check['check']}: {check['found']}" for check in found)
+    for text in ("tunnel's port: 127.0.0.1:18080", "DNS port: 127.0.0.1:15354", "virtual IP ranges: 10.77.0.0/24"):
+        assert text in told
+    assert sum(check["check"] == "DNS path" for check in found) == 2

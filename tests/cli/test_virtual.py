@@ -112,6 +112,66 @@ def test_names_resolve_and_nothing_is_left(ours: Machine) -> None:
     assert ours.facts() == before
 
 
+def test_who_may_listen_on_port_80_listens_where_it_is_led_to(ours: Machine) -> None:
+    ours.run("sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start")
+    before = ours.facts()
+    started = Started(ours, "--virtual", "--demo", "--dns-port", "5300")
+    try:
+        started.wait_for("Try:")
+        answer = ours.run("curl", "-sS", "--max-time", "20", "--write-out", " %{http_code}", f"http://{HOST}/hostname")
+        assert answer.stdout.endswith(" 200"), answer.stdout
+        assert "lead to" not in "".join(started.lines)
+    finally:
+        status = started.end(signal.SIGHUP)  # the terminal was closed
+    assert status == 0, "".join(started.lines)
+    assert ours.facts() == before
+
+
+def test_the_tunnel_ends_with_a_killed_root_half(ours: Machine) -> None:
+    before = ours.facts()
+    started = Started(ours, "--virtual", "--demo")
+    started.wait_for("Try:")
+    started.process.kill()
+    down = ours.netsetup("down")  # at once: the other half has no part in the lock
+    assert down.stdout.endswith("Down.\n")
+    assert ours.facts() == before
+    started.end()  # reads to the end of what the other half says, so it has ended
+    assert not ours.run("ss", "-Hltn", "sport = :8080").stdout
+
+
+def test_a_network_that_is_there_is_used_and_left(ours: Machine) -> None:
+    ours.netsetup("up", "--port", "8123", "--dns-port", "5300")
+    during = ours.facts()
+    started = Started(ours, "--virtual", "--demo")
+    try:
+        started.wait_for("Try:")
+        assert "left as it is" in "".join(started.lines)
+        answer = ours.run("curl", "-sS", "--max-time", "20", "--write-out", " %{http_code}", f"http://{HOST}/hostname")
+        assert answer.stdout.endswith(" 200"), answer.stdout
+    finally:
+        assert started.end() == 0
+    assert ours.facts() == during
+    refused = ours.run(sys.executable, "-m", "kubetunnel", "--virtual", "--demo", "--port", "8124", check=False)
+    assert refused.returncode == 1
+    assert "the tunnel's port is 8123, not 8124" in refused.stderr
+    assert ours.facts() == during
+
+
+def test_a_range_of_ipv6(ours: Machine) -> None:
+    before = ours.facts()
+    ours.environ["KTUN_IP_RANGES"] = "fd00:8::/64"
+    started = Started(ours, "--virtual", "--demo")
+    try:
+        started.wait_for("Try:")
+        assert ours.run("dig", "+short", "@fd00:8::1", HOST, "AAAA").stdout.startswith("fd00:8::")
+        answer = ours.run("curl", "-sS", "--max-time", "20", "--write-out", " %{http_code}", f"http://{HOST}/hostname")
+        assert answer.stdout.endswith(" 200"), answer.stdout
+    finally:
+        status = started.end()
+    assert status == 0, "".join(started.lines)
+    assert ours.facts() == before
+
+
 def test_credential_plugins_are_the_users(ours: Machine, home: Path) -> None:
     plugin = home / "plugin"
     plugin.write_text(f"#!/bin/sh\nid -u > {home}/ran\nexit 1\n")
@@ -140,5 +200,5 @@ def test_without_root_it_says_what_to_type(ours: Machine) -> None:
     drop = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
     done = ours.run(*drop, sys.executable, "-m", "kubetunnel", "--virtual", "--demo", check=False)
     assert done.returncode == 1
-    assert "sudo kube-tunnel --virtual" in done.stderr
+    assert f"sudo {sys.executable} -m kubetunnel --virtual" in done.stderr
     assert "--loopback" in done.stderr

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from kubetunnel.core.errors import Timeout
+from kubetunnel.core.settings import DnsSettings, ProxySettings, Settings
 from kubetunnel.doctor.cluster import Choice
 from kubetunnel.doctor.examination import Subject, examine, supervised
 from kubetunnel.doctor.verdict import Level, Verdict
@@ -31,9 +32,8 @@ def free_port() -> int:
 
 
 async def examined(kubeconfig: Path | str, confdir: Path, **choice: str) -> dict[str, Verdict]:
-    subject = Subject(
-        Choice(str(kubeconfig), **choice), port=free_port(), dns_port=free_port(), confdir=confdir, environ={}
-    )
+    settings = Settings(proxy=ProxySettings(free_port()), dns=DnsSettings(port=free_port()))
+    subject = Subject(Choice(str(kubeconfig), **choice), settings, confdir=confdir, environ={})
     return {verdict.check: verdict for verdict in await examine(subject)}
 
 

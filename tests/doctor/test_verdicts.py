@@ -25,16 +25,17 @@ from kubetunnel.doctor.cluster import (
 )
 from kubetunnel.doctor.dns_path import DnsPath, judge_dns_path
 from kubetunnel.doctor.network import judge_interfaces, judge_ranges
-from kubetunnel.doctor.ports import Binding, judge_dns_port, judge_tunnel_port
+from kubetunnel.doctor.ports import Binding, judge_dns_port, judge_redirection, judge_tunnel_port
 from kubetunnel.doctor.protocols import judge_protocols
 from kubetunnel.doctor.rights import RIGHTS, Asked, Right, judge_rights
 from kubetunnel.doctor.surroundings import judge_proxies, judge_versions
 from kubetunnel.doctor.trust import Authority, judge_authority
 from kubetunnel.doctor.verdict import Level, Verdict, as_json, as_text, fail, failed, ok, skip, warn
 from kubetunnel.forward.negotiation import CHANNEL, SPDY, TUNNEL, Meaning
+from kubetunnel.redirection import Redirection
 from netsetup.found import Found, FoundLink, FoundResolver, FoundRoute
 from netsetup.layout import Layout, Wanted
-from netsetup.operations import MakeDirectory
+from netsetup.operations import MakeDirectory, link_mac
 from netsetup.setup import Piece, Status
 from netsetup.state import Record
 
@@ -263,11 +264,19 @@ def test_tunnel_port(found: Binding, level: Level, words: str) -> None:
         (Binding(5353, 0), Level.OK, "free"),
         (Binding(5353, errno.EADDRINUSE, ours=True), Level.OK, "a DNS server of ours"),
         (Binding(5353, errno.EADDRINUSE, owner="avahi-daemon (pid 7)"), Level.WARN, "avahi-daemon (pid 7) (5353 is"),
-        (Binding(53, errno.EACCES), Level.WARN, "--dns-port 55"),
+        (Binding(53, errno.EACCES), Level.WARN, "--dns-port 8053"),
     ],
 )
 def test_dns_port(found: Binding, level: Level, words: str) -> None:
     says(judge_dns_port(found), level, words)
+
+
+def test_redirection() -> None:
+    led, dns = Redirection("10.8.0.1", 8080, 5353), ("127.0.0.1", 5353)
+    says(judge_redirection(led, None, dns), Level.OK, "virtual IPs to port 8080", "10.8.0.1 port 53 to port 5353")
+    says(judge_redirection(led, ("127.0.0.1", 8080), None), Level.OK)
+    says(judge_redirection(led, ("127.0.0.1", 80), dns), Level.FAIL, "the tunnel is at 127.0.0.1:80", "up --port 80")
+    says(judge_redirection(led, None, ("127.0.0.1", 5300)), Level.FAIL, "up --dns-port 5300")
 
 
 @pytest.mark.parametrize(
@@ -314,8 +323,12 @@ def test_ranges(found: Found, level: Level, words: str) -> None:
 
 
 def test_interfaces_without_netsetup() -> None:
-    says(judge_interfaces(Status(None), []), Level.SKIP, "sudo netsetup up")
-    says(judge_interfaces(Status(None), ["kube-dns0"]), Level.WARN, "ip link delete kube-dns0")
+    says(judge_interfaces(Status(None), []), Level.SKIP, "-m netsetup up")
+    ours = FoundLink("kube-dns0", link_mac("kube-dns0"))
+    says(judge_interfaces(Status(None), [ours]), Level.WARN, "ip link delete kube-dns0")
+    theirs = judge_interfaces(Status(None), [FoundLink("kube-dns0", "52:54:00:00:00:01")])
+    says(theirs, Level.WARN, "somebody else has a link kube-dns0", "--dns-link")
+    assert "delete" not in theirs.mend
 
 
 def set_up(*there: bool | None, complete: bool = True, conflicts: tuple[str, ...] = ()) -> Status:
@@ -332,7 +345,7 @@ def set_up(*there: bool | None, complete: bool = True, conflicts: tuple[str, ...
         (set_up(True, True), Level.OK, "2 pieces of netsetup are there"),
         (set_up(True, None), Level.OK, "2 pieces of netsetup are there (1 that only root can see)"),
         (set_up(True, False), Level.FAIL, "/step1"),
-        (set_up(True, complete=False), Level.FAIL, "sudo netsetup down"),
+        (set_up(True, complete=False), Level.FAIL, "-m netsetup down"),
         (set_up(True, conflicts=("10.8.0.0/24 is taken by tun0",)), Level.FAIL, "taken by tun0"),
     ],
 )

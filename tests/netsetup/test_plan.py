@@ -96,8 +96,11 @@ def test_macos() -> None:
 
 
 def test_a_link_of_that_name_is_there() -> None:
-    with pytest.raises(LinkTakenError, match="kube-proxy0"):
+    with pytest.raises(LinkTakenError, match="Choose another name: --proxy-link") as refused:
         planned(laptop(FoundLink("kube-proxy0", "52:54:00:00:00:01")))
+    assert "delete" not in str(refused.value)
+    with pytest.raises(LinkTakenError, match="sudo ip link delete kube-dns0"):  # ours, of a lost state file
+        planned(laptop(FoundLink("kube-dns0", link_mac("kube-dns0"))))
 
 
 def test_nothing_can_redirect() -> None:

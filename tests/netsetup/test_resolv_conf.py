@@ -69,6 +69,7 @@ def test_our_server_must_be_the_first() -> None:
     assert not is_edited(None, "10.8.0.1")
     assert not is_edited(b"nameserver 192.0.2.1\n" + OURS, "10.8.0.1")
     assert not is_edited(b"nameserver 10.8.0.1\n", "10.8.0.1")
+    assert not is_edited(b"# " + OURS, "10.8.0.1")
 
 
 def test_lines_of_a_run_whose_state_was_lost() -> None:

@@ -143,3 +143,18 @@ def test_a_directory_of_its_own_goes_with_the_file(tmp_path: Path) -> None:
     with open_journal(tmp_path / "state.json") as journal:
         journal.end()
     assert tmp_path.exists()
+
+
+def test_what_a_kill_left_of_a_write_goes_too(tmp_path: Path) -> None:
+    path = tmp_path / "own" / "state.json"
+    written(path)
+    left = path.with_name(f".{path.name}.new")
+    (tmp_path / "elsewhere").touch()
+    left.symlink_to(tmp_path / "elsewhere")
+    with open_journal(path) as journal:
+        journal.keep(temporary=True)  # writes
+    assert (tmp_path / "elsewhere").read_bytes() == b""
+    left.touch()
+    with open_journal(path) as journal:
+        journal.end()
+    assert not path.parent.exists()

@@ -333,7 +333,7 @@ def test_what_a_kill_leaves_is_not_taken_for_a_network(own: Machine) -> None:
     assert own.python("from netsetup.state import read_state; print(read_state())").stdout == "None\n"
     status = own.netsetup("status", check=False)
     assert status.returncode == 1
-    assert "`sudo netsetup down` undoes the rest" in status.stdout
+    assert "-m netsetup down\n" in status.stdout
 
 
 @pytest.mark.parametrize("at", range(STEPS))
@@ -367,6 +367,38 @@ def test_ctrl_c_waits_for_the_end_of_down(own: Machine) -> None:
 
 def test_the_plan_has_the_steps_that_are_killed_at(own: Machine) -> None:
     assert len(own.netsetup("up", "--dry-run").stdout.splitlines()) == STEPS
+
+
+def test_down_can_be_looked_at_first(own: Machine) -> None:
+    assert own.netsetup("down", "--dry-run").stdout.startswith("nothing: no ")
+    own.netsetup("up")
+    during = own.facts()
+    told = own.python(AS_NOBODY, "down", "--dry-run").stdout.splitlines()
+    assert own.facts() == during
+    undone = own.netsetup("down").stdout.splitlines()
+    assert len(told) == len(undone) - 1  # and "Down."
+    assert all(line.startswith("- ") for line in told)
+
+
+def test_the_way_out_without_a_state_file(own: Machine) -> None:
+    before = own.facts()
+    own.netsetup("up")
+    own.run("tee", STATE, stdin="{")
+    refused = own.netsetup("down", check=False)
+    assert refused.returncode == 1
+    commands = refused.stderr.partition("See: ")[2].replace("sudo ", "")
+    own.run("sh", "-ec", commands)
+    own.run("rmdir", "/var/lib/kube-tunnel")
+    assert own.facts() == before
+
+
+def test_what_is_told_to_nobody_is_done_all_the_same(own: Machine) -> None:
+    before = own.facts()
+    closed = "import sys; from netsetup.__main__ import main; sys.stdout = open('/dev/full', 'w', buffering=1); main()"
+    own.python(closed, "up", check=False)
+    own.netsetup("status")
+    own.python(closed, "down", check=False)
+    assert own.facts() == before
 
 
 def test_after_a_reboot(own: Machine) -> None:
@@ -421,12 +453,7 @@ def test_deleted_by_hand(own: Machine, deletion: tuple[str, ...]) -> None:
     own.netsetup("status")
     own.run(*deletion)
     own.netsetup("down")
-    after = own.facts()
-    if deletion[0] == "rm":
-        assert "resolv.conf" not in after["/etc"]
-        (own.etc / "resolv.conf").write_bytes(RESOLV_CONF)
-        after = own.facts()
-    assert after == before
+    assert own.facts() == before
 
 
 def test_a_link_of_somebody_else_is_left(own: Machine) -> None:

@@ -16,6 +16,8 @@ import click
 from kubetunnel.cli.setting_flags import FlagCommand, settings_of
 from kubetunnel.core.settings import Settings
 
+LOOK_INTERVAL_S = 1.0  # at what netsetup made of the machine, as the tunnel does
+
 
 @click.command("dns", cls=FlagCommand, sections=("cluster", "dns", "network"))
 @click.option("-v", "--verbose", is_flag=True, help="Tell of clusters and watches as well.")
@@ -32,6 +34,7 @@ def command(verbose: bool, **given: Any) -> None:
 async def _serve(settings: Settings) -> int:
     """Until SIGINT or SIGTERM. The exit status: 1 where it could not begin."""
     from kubetunnel.core.errors import KubeTunnelError
+    from kubetunnel.demo import Demo
     from kubetunnel.naming import Naming, plan_naming
     from kubetunnel.proxy.clusters import Clusters
     from kubetunnel.proxy.virtual_destinations import VirtualDestinations
@@ -41,22 +44,34 @@ async def _serve(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    demo = Demo() if settings.cluster.demo else None
     clusters = Clusters(settings)
-    naming = Naming(clusters, VirtualDestinations())
+    clusters.configure(settings, demo)
+    naming = Naming(clusters, VirtualDestinations(), tuple)  # no tunnel listens in here
     try:
-        plan = plan_naming(settings, read_state())
-        if plan.loopback:
+        if settings.network.loopback:
             click.echo("dns: network.loopback needs the tunnel itself: kube-tunnel --loopback", err=True)
             return 2
-        await naming.apply(plan)
+        await naming.apply(plan_naming(settings, read_state()))
         if naming.dns_address is None:
             return 1
         click.echo("DNS for {} at {} port {}".format(", ".join(clusters.zones), *naming.dns_address))
-        await stop.wait()
+        while not await _is_set(stop, LOOK_INTERVAL_S):
+            await naming.apply(plan_naming(settings, read_state()))  # netsetup and DHCP come and go
     except (KubeTunnelError, NetsetupError) as e:
         click.echo(f"dns: {e}", err=True)
         return 1
     finally:
         await naming.aclose()
         await clusters.aclose()
+        if demo is not None:
+            await demo.aclose()
     return 0
+
+
+async def _is_set(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await event.wait()
+    except TimeoutError:
+        return False

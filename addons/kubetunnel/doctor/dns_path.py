@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kubetunnel.doctor.dns_question import dns_server_answers, own_name, resolve
+from kubetunnel.doctor.network import UP
 from kubetunnel.doctor.ports import LOOPBACK
 from kubetunnel.doctor.verdict import Verdict, fail, ok, skip, warn
+from netsetup.privileges import as_root
 from netsetup.state import State
 
 CHECK = "DNS path"
@@ -35,21 +37,17 @@ def judge_dns_path(found: DnsPath) -> Verdict:
     if found.wanted is None:
         return _judge_without_netsetup(found, name)
     if not found.server:
-        return fail(
-            CHECK, f"the zone {found.zone} is routed to a DNS server that does not run", "kube-tunnel --virtual"
-        )
+        return fail(CHECK, f"the zone {found.zone} is routed to a DNS server that does not run", "kube-tunnel")
     if not found.routed:
         return fail(
             CHECK,
             f"the DNS server runs, but {found.wanted} port 53 does not lead to it",
-            "sudo netsetup up    (what is there: netsetup status)",
+            f"{UP}    (what is there: {as_root('netsetup', 'status')})",
         )
     if not found.system:
-        return fail(CHECK, f"the system's resolver does not find {name}: it does not ask us", "sudo netsetup up")
+        return fail(CHECK, f"the system's resolver does not find {name}: it does not ask us", UP)
     if found.wanted not in found.system and LOOPBACK not in found.system:
-        return fail(
-            CHECK, f"somebody else answers for {found.zone}: {name} is {_listed(found.system)}", "sudo netsetup up"
-        )
+        return fail(CHECK, f"somebody else answers for {found.zone}: {name} is {_listed(found.system)}", UP)
     return ok(CHECK, f"names of {found.zone} come to the tunnel, by {found.wanted}")
 
 
@@ -60,7 +58,7 @@ def _judge_without_netsetup(found: DnsPath, name: str) -> Verdict:
         return warn(
             CHECK,
             f"the DNS server runs, but the system does not ask it for names of {found.zone}",
-            "sudo netsetup up --user $USER    (one command alone: kube-tunnel run -- CMD)",
+            f"{UP}    (one command alone: kube-tunnel run -- CMD)",
         )
     if found.system:
         text = f"somebody else answers for {found.zone}: {name} is {_listed(found.system)} (a VPN into the cluster?)"
@@ -68,7 +66,7 @@ def _judge_without_netsetup(found: DnsPath, name: str) -> Verdict:
     return skip(
         CHECK,
         "names of the cluster are not set up: they work by proxy, or with a Host header",
-        "kube-tunnel run -- CMD    (for all programs: sudo netsetup up --user $USER)",
+        f"kube-tunnel run -- CMD    (for all programs: {UP})",
     )
 
 

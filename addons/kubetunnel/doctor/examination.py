@@ -15,6 +15,7 @@ from pathlib import Path
 from kubetunnel.cluster.access import ClusterAccess, load_access
 from kubetunnel.cluster.kubeconfig import Kubeconfig, read_kubeconfig
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.settings import Settings
 from kubetunnel.doctor.api_request import ask
 from kubetunnel.doctor.cluster import (
     Choice,
@@ -28,13 +29,22 @@ from kubetunnel.doctor.cluster import (
 )
 from kubetunnel.doctor.dns_path import check_dns_path
 from kubetunnel.doctor.network import check_network, set_up
-from kubetunnel.doctor.ports import check_dns_port, check_tunnel_port
+from kubetunnel.doctor.ports import (
+    LOOPBACK,
+    check_dns_port,
+    check_tunnel_port,
+    find_tunnel,
+    free_default_port,
+    judge_redirection,
+)
 from kubetunnel.doctor.protocols import CHECK as PROTOCOLS
 from kubetunnel.doctor.protocols import check_protocols
 from kubetunnel.doctor.rights import REVIEWS, RIGHTS, SLICES_API, Asked, Right, judge_rights
 from kubetunnel.doctor.surroundings import installed, judge_proxies, judge_versions
 from kubetunnel.doctor.trust import check_trust
 from kubetunnel.doctor.verdict import Verdict, fail
+from kubetunnel.redirection import Redirection, dns_port
+from netsetup.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +56,29 @@ WHOAMI = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is to be examined."""
+    """What is to be examined: this machine, for a tunnel with these settings."""
 
     choice: Choice = field(default_factory=Choice)
-    port: int = 8080
-    dns_port: int = 5353
-    zone: str = "cluster.local"
+    settings: Settings = field(default_factory=Settings)
     confdir: Path = Path("~/.mitmproxy")
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    @property
+    def zones(self) -> tuple[str, ...]:
+        return (self.settings.cluster.zone, *(other.zone for other in self.settings.zones))
 
 
 async def examine(subject: Subject) -> list[Verdict]:
     """Every verdict, in the order in which a person would mend."""
+    machine = set_up()
     groups = {
         "versions": _versions(),
         "kubeconfig": _cluster(subject.choice),
-        "ports": asyncio.to_thread(_ports, subject),
-        "DNS path": asyncio.to_thread(lambda: [check_dns_path(subject.zone, subject.dns_port, set_up())]),
-        "interfaces": asyncio.to_thread(check_network),
+        "ports": asyncio.to_thread(_ports, subject, machine),
+        "DNS path": asyncio.to_thread(_dns_paths, subject, machine),
+        "interfaces": asyncio.to_thread(check_network, subject.settings.network),
         "CA": asyncio.to_thread(check_trust, subject.confdir, datetime.now(UTC), subject.environ),
-        "proxy variables": _proxies(subject),
+        "proxy variables": _proxies(subject, machine),
     }
     found = await asyncio.gather(*(supervised(name, check) for name, check in groups.items()))
     return [verdict for verdicts in found for verdict in verdicts]
@@ -97,12 +110,33 @@ async def _versions() -> list[Verdict]:
     return [judge_versions(sys.version_info[:3], installed("mitmproxy"))]
 
 
-async def _proxies(subject: Subject) -> list[Verdict]:
-    return [judge_proxies(subject.environ, subject.zone, subject.port)]
+async def _proxies(subject: Subject, machine: State | None) -> list[Verdict]:
+    port = await asyncio.to_thread(_port, subject, machine)
+    return [judge_proxies(subject.environ, subject.zones[0], port)]
 
 
-def _ports(subject: Subject) -> list[Verdict]:
-    return [check_tunnel_port(subject.port), check_dns_port(subject.dns_port, subject.zone)]
+def _port(subject: Subject, machine: State | None) -> int:
+    """The tunnel's, as it would choose it; or that of one that runs, where the settings say none."""
+    redirected = machine.proxy_port if machine is not None and machine.redirected else None
+    asked = subject.settings.proxy.port or redirected
+    return asked or find_tunnel(None, None) or free_default_port()
+
+
+def _ports(subject: Subject, machine: State | None) -> list[Verdict]:
+    dns = subject.settings.dns
+    listens = (dns.ip, dns_port(subject.settings, machine)) if dns.enabled else None
+    verdicts = [check_tunnel_port(_port(subject, machine))]
+    verdicts += [check_dns_port(listens[1], subject.zones[0])] if listens and listens[1] else []
+    if machine is not None:
+        redirection = Redirection.of(machine, ports=not subject.settings.network.loopback)
+        found = find_tunnel(subject.settings.proxy.port, redirection.proxy_port)
+        verdicts.append(judge_redirection(redirection, (LOOPBACK, found) if found else None, listens))
+    return verdicts
+
+
+def _dns_paths(subject: Subject, machine: State | None) -> list[Verdict]:
+    port = dns_port(subject.settings, machine)
+    return [check_dns_path(zone, port, machine) for zone in subject.zones]
 
 
 async def _cluster(choice: Choice) -> list[Verdict]:

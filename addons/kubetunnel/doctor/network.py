@@ -4,42 +4,53 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from ipaddress import ip_network
 
+from kubetunnel.core.settings import NetworkSettings
 from kubetunnel.doctor.verdict import Verdict, fail, ok, skip, warn
 from netsetup.errors import NetsetupError
-from netsetup.found import Found, Network, claim_on, without
-from netsetup.layout import Wanted
+from netsetup.found import Found, FoundLink, Network, claim_on, without
 from netsetup.machine import find
+from netsetup.operations import link_mac
+from netsetup.privileges import as_root
 from netsetup.setup import Status, status
 from netsetup.state import State, read_state
 
 INTERFACES, RANGES = "interfaces", "virtual IP ranges"
+UP = as_root("netsetup", "up")
 # of OpenVPN, WireGuard, PPP, macOS, Tailscale, Cisco and Palo Alto
 _VPN_LINK = re.compile(r"\b(tun|tap|wg|ppp|utun|tailscale|cscotun|gpd)\w*\b")
 
 
-def judge_interfaces(found: Status, strangers: Sequence[str]) -> Verdict:
+def judge_interfaces(found: Status, strangers: Sequence[FoundLink]) -> Verdict:
     """What netsetup made.
 
     Args:
-        strangers: links that bear our names though nothing is set up.
+        strangers: links that netsetup has made, or that bear the names it would use, though nothing is set up.
     """
     record = found.record
     if record is None:
+        ours = [link.name for link in strangers if link.mac == link_mac(link.name)]
+        if ours:
+            return warn(
+                INTERFACES,
+                f"{', '.join(ours)}: netsetup has made them, but no state file tells of them any more",
+                "; ".join(f"sudo ip link delete {name}" for name in ours),
+            )
         if strangers:
             return warn(
                 INTERFACES,
-                f"{', '.join(strangers)}: left behind by something, for no state file tells of them",
-                f"sudo ip link delete {strangers[0]}",
+                f"somebody else has a link {strangers[0].name}: netsetup needs another name",
+                as_root("netsetup", "up", "--dns-link", "kt-dns0", "--proxy-link", "kt-proxy0"),
             )
-        return skip(INTERFACES, "not set up (netsetup up was not run)", "sudo netsetup up --user $USER")
+        return skip(INTERFACES, "not set up (netsetup up was not run)", UP)
     missing = [piece.step.text for piece in found.pieces if piece.found is False]
     if not record.complete:
-        return fail(INTERFACES, "netsetup up or down was cut in the middle", "sudo netsetup down && sudo netsetup up")
+        return fail(INTERFACES, "netsetup up or down was cut in the middle", as_root("netsetup", "down"))
     if missing:
-        return fail(INTERFACES, f"missing: {'; '.join(missing)}", "sudo netsetup up")
+        return fail(INTERFACES, f"missing: {'; '.join(missing)}", UP)
     if found.conflicts:
-        return fail(INTERFACES, "; ".join(found.conflicts), "sudo netsetup up    (with other --ip-ranges)")
+        return fail(INTERFACES, "; ".join(found.conflicts), f"{UP}    (with other --ip-ranges)")
     unseen = sum(piece.found is None for piece in found.pieces)
     hidden = f" ({unseen} that only root can see)" if unseen else ""
     return ok(INTERFACES, f"{len(found.pieces)} pieces of netsetup are there{hidden}")
@@ -53,23 +64,23 @@ def judge_ranges(ranges: Sequence[Network], found: Found) -> Verdict:
     taken = "; ".join(f"{prefix} is taken by {claim}" for prefix, claim in claims.items())
     if any(_VPN_LINK.search(claim) for claim in claims.values()):
         taken += " (a VPN)"
-    mend = "sudo netsetup up --ip-ranges 10.201.0.0/24,10.202.0.0/24    (or others that are nobody's)"
+    mend = f"{UP} --ip-ranges 10.201.0.0/24,10.202.0.0/24    (or others that are nobody's)"
     if len(claims) == len(ranges):
         return fail(RANGES, taken, mend)
     return warn(RANGES, f"{taken}: the other is used", mend)
 
 
-def check_network() -> list[Verdict]:
-    """Interfaces and ranges. Needs no rights. Blocks for some milliseconds."""
+def check_network(wanted: NetworkSettings) -> list[Verdict]:
+    """Interfaces and ranges: those that are set up, else those that would be. Needs no rights. Blocks for some ms."""
     try:
         found, looked = find(), status()
     except NetsetupError as e:
-        return [fail(INTERFACES, e.detail, e.command or "sudo netsetup status")]
+        return [fail(INTERFACES, e.detail, e.command or as_root("netsetup", "status"))]
     record = looked.record
     rest = without(found, record.operations) if record else found
-    names = {record.wanted.dns_link, record.wanted.proxy_link} if record else {Wanted().dns_link, Wanted().proxy_link}
-    strangers = [link.name for link in rest.links if link.name in names]
-    ranges = record.wanted.ip_ranges if record else Wanted().ip_ranges
+    names = {wanted.dns_interface.name, wanted.proxy_interface.name}
+    strangers = [link for link in rest.links if link.name in names or link.mac == link_mac(link.name)]
+    ranges = record.wanted.ip_ranges if record else tuple(ip_network(text) for text in wanted.ip_ranges)
     return [judge_interfaces(looked, strangers), judge_ranges(ranges, rest)]
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from kubetunnel.doctor.dns_question import dns_server_answers
 from kubetunnel.doctor.port_owners import bind_error, owner_of
 from kubetunnel.doctor.verdict import Verdict, fail, ok, warn
+from kubetunnel.listening_ports import DEFAULT_PORTS, another_port
+from kubetunnel.redirection import Redirection
 from kubetunnel.running_tunnel import tunnel_answers
 
 LOOPBACK = "127.0.0.1"
@@ -40,11 +42,11 @@ def judge_tunnel_port(found: Binding) -> Verdict:
         return fail(
             check,
             f"{where} may not be bound by you: it is below {_UNPRIVILEGED}",
-            f"kube-tunnel --port {found.port + 8000}    "
+            f"kube-tunnel --port {another_port(found.port)}    "
             f"(or: sudo sysctl net.ipv4.ip_unprivileged_port_start={found.port})",
         )
     taken = found.owner or "another program"
-    return fail(check, f"{where} is taken by {taken}", f"kube-tunnel --port {_another(found.port)}")
+    return fail(check, f"{where} is taken by {taken}", f"kube-tunnel --port {another_port(found.port)}")
 
 
 def judge_dns_port(found: Binding) -> Verdict:
@@ -59,7 +61,7 @@ def judge_dns_port(found: Binding) -> Verdict:
         reason = f"is taken by {found.owner or 'another program'}"
     note = " (5353 is that of mDNS, too)" if found.port == 5353 else ""
     # the proxy and the Host header do without
-    return warn(check, f"{where} {reason}{note}", f"kube-tunnel --dns-port {_another(found.port)}")
+    return warn(check, f"{where} {reason}{note}", f"kube-tunnel --dns-port {another_port(found.port)}")
 
 
 def check_tunnel_port(port: int) -> Verdict:
@@ -71,6 +73,39 @@ def check_tunnel_port(port: int) -> Verdict:
     return judge_tunnel_port(Binding(port, error.errno or errno.EIO, ours, owner_of("tcp", LOOPBACK, port)))
 
 
+def judge_redirection(redirection: Redirection, tunnel: tuple[str, int] | None, dns: tuple[str, int] | None) -> Verdict:
+    """Whether the machine leads to where tunnel and DNS server are, or would be.
+
+    Args:
+        tunnel: None where none runs and no port of its own is asked for, so that it takes the machine's.
+        dns: None where it is turned off.
+    """
+    check = "redirection"
+    problem, _, command = redirection.problem([tunnel] if tunnel else [], dns).rpartition(" See: ")
+    if problem:
+        return fail(check, problem, command)
+    leads = [f"{redirection.dns_ip} port 53 to port {redirection.dns_port}"]
+    if redirection.proxy_port is not None:
+        leads.insert(0, f"virtual IPs to port {redirection.proxy_port}")
+    return ok(check, f"{', '.join(leads)}: as the settings have it")
+
+
+def find_tunnel(asked: int | None, redirected: int | None) -> int | None:
+    """The port where a tunnel of ours runs, else the one that is asked for, if any. Blocks for a request each.
+
+    Args:
+        asked: the settings' port.
+        redirected: the port that virtual IPs lead to.
+    """
+    tried = dict.fromkeys(port for port in (redirected, asked, *DEFAULT_PORTS) if port)
+    return next((port for port in tried if tunnel_answers(LOOPBACK, port)), asked or None)
+
+
+def free_default_port() -> int:
+    """The port that a tunnel would take that is not told any."""
+    return next((port for port in DEFAULT_PORTS if bind_error("tcp", LOOPBACK, port) is None), DEFAULT_PORTS[-1])
+
+
 def check_dns_port(port: int, zone: str) -> Verdict:
     """Blocks likewise."""
     for kind in ("udp", "tcp"):
@@ -79,7 +114,3 @@ def check_dns_port(port: int, zone: str) -> Verdict:
             ours = dns_server_answers(LOOPBACK, port, zone)
             return judge_dns_port(Binding(port, error.errno or errno.EIO, ours, owner_of(kind, LOOPBACK, port)))
     return judge_dns_port(Binding(port, 0))
-
-
-def _another(port: int) -> int:
-    return port + 2 if port < 65534 else port - 2

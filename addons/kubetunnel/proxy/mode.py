@@ -19,13 +19,13 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import layer, mode_servers, mode_specs
 from mitmproxy.proxy.context import Context
 
+from kubetunnel.listening_ports import DEFAULT_PORTS, another_port
 from kubetunnel.proxy.connection import KubeConnection
 from netsetup.errors import StateError
 from netsetup.state import State, read_state
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PORTS = (80, 8080)  # the second where the first may not be bound
 LOOPBACK = "127.0.0.1"
 LOOPBACK_IPV6 = "::1"  # where redirections of IPv6 addresses lead
 # mitmproxy's own would end a stream that idles for minutes, which gRPC and WebSocket streams may well do
@@ -92,13 +92,6 @@ class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
             raise OSError(
                 f"Cannot listen on {where}:{port}: {_reason(e)}. Another port: --port {another_port(port)}"
             ) from e
-
-
-def another_port(port: int) -> int:
-    """One to try where this one may not be had: any user may have those of 1024 and above."""
-    if port < 1024:
-        return port + 8000
-    return port + 2 if port < 65534 else port - 2
 
 
 def _reason(error: OSError) -> str:
