@@ -14,7 +14,7 @@ import pytest_asyncio
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError
 from kubetunnel.core.ports import PortRequest
-from kubetunnel.core.settings import ClusterSettings, Settings
+from kubetunnel.core.settings import ClusterSettings, Settings, ZoneSettings
 from kubetunnel.proxy.attempts import FAILED_MEMORY_S, MAX_ANSWERED, Choices
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.failover import MAX_HELD_BYTES
@@ -74,6 +74,31 @@ async def test_what_was_sent_to_a_pod_that_refused_goes_to_another(
         retries += upstream.retries
         upstream.writer.close()
     assert retries == 1, "the pod that refused is not tried first again"
+
+
+async def test_what_a_pod_did_is_nothing_to_one_of_its_name_in_another_cluster(sim: SimCluster, tmp_path: Path) -> None:
+    config = ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "both", context="same")))
+    settings = Settings(cluster=config, zones=(ZoneSettings("other.local", "same"),))
+    clusters = Clusters(settings)
+    router = Router(settings, clusters, random.Random(1))
+    here, there = [
+        await router.find(await router.parse(f"echo.demo.svc.{zone}"), ECHO)
+        for zone in ("cluster.local", "other.local")
+    ]
+    refuse_at_first_choice(sim, here)
+    retries = 0
+    for _ in range(4):
+        upstream = await router.open(here)
+        await echoed(upstream, b"x")
+        retries += upstream.retries
+        upstream.writer.close()
+    assert retries >= 1
+    sim.faults.clear()
+    opened = [await router.open(there) for _ in there.targets]
+    assert {upstream.target for upstream in opened} == set(there.targets)
+    for upstream in opened:
+        upstream.writer.close()
+    await clusters.aclose()
 
 
 async def test_a_service_whose_pods_all_refuse_says_so_soon(sim: SimCluster, router: Router) -> None:

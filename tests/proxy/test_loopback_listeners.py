@@ -189,3 +189,16 @@ async def test_none_is_opened_after_the_end(listeners: LoopbackListeners) -> Non
     with pytest.raises(NotForwardable, match="were closed"):
         await opening
     assert not await answers(ONE, 7133)
+
+
+async def test_a_burst_waits_for_us_and_not_for_its_next_try(listeners: LoopbackListeners) -> None:
+    with free_ports(1) as [port]:
+        pass
+    await listeners.open(API, ONE, [port])
+    with contextlib.ExitStack() as burst:
+        for _ in range(200):  # with none accepted meanwhile
+            burst.enter_context(socket.create_connection((str(ONE), port), timeout=0.5))
+        async with asyncio.timeout(5):
+            probe = await asyncio.open_connection(str(ONE), port)
+        probe[1].close()
+        await probe[1].wait_closed()

@@ -33,7 +33,7 @@ _ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout, ConnectionRefused)
 
 
 class Choices:
-    """Chooses endpoints for all upstreams.
+    """Chooses endpoints for all upstreams of one cluster: another one may have a Pod of the same name.
 
     Args:
         clock: seconds, monotonic.
@@ -129,6 +129,7 @@ class Attempts:
     """The attempts to open one upstream, in turn. `target` is the latest one's, `retries` how many were before it.
 
     Args:
+        choices_of: the choices in the cluster of these port-forwards.
         find: looks the place up again, at the API server.
         backoff: the delays, and by their number how many retries there may be.
         client: as `choose_target` has it.
@@ -140,7 +141,7 @@ class Attempts:
     def __init__(
         self,
         place: Place,
-        choices: Choices,
+        choices_of: Callable[[PodStreams], Choices],
         find: Callable[[], Awaitable[Place]],
         backoff: Backoff,
         *,
@@ -150,9 +151,10 @@ class Attempts:
         self.retries = 0
         self._place = place
         self._left = place.targets
-        self._choices = choices
+        self._choices_of = choices_of
+        self._choices = choices_of(place.forwards)
         self._find = find
-        self._delays_s = backoff.delays_s(choices.rng)
+        self._delays_s = backoff.delays_s(self._choices.rng)
         self._client = client
         self._shared = shared
         self._is_alone = True
@@ -204,4 +206,5 @@ class Attempts:
         if isinstance(error, PodGone) or not self._left:
             # what is remembered may be old, where the watch that would tell is broken as well
             self._place = await self._find()
+            self._choices = self._choices_of(self._place.forwards)  # the session may be another by now
             self._left = self._place.targets

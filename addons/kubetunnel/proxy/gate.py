@@ -19,9 +19,8 @@ from mitmproxy.utils import human
 from kubetunnel.core.catalog import ServicePort
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
 from kubetunnel.core.first_bytes import Protocol
-from kubetunnel.core.names import Name, PodName, ServiceName, split_host_port
+from kubetunnel.core.names import PodName, ServiceName, split_host_port
 from kubetunnel.core.ports import PortRequest
-from kubetunnel.core.rebinding import check_host
 from kubetunnel.core.spoken import Http, spoken_at
 from kubetunnel.proxy import bodies
 from kubetunnel.proxy.connection import KubeConnection
@@ -37,6 +36,7 @@ from kubetunnel.proxy.refused import RefusedLayer
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.socks5 import Socks5Layer
 from kubetunnel.proxy.upstreams import Upstreams, port_request
+from kubetunnel.proxy.web_pages import WebPages
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class Gate:
         self._relays = relays
         self._virtual = upstreams.virtual
         self._own_names = OwnNames(router, upstreams.virtual)
+        self._pages = WebPages(router, upstreams.virtual)
 
     def client_connected(self, client: Client) -> None:
         handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
@@ -130,8 +131,12 @@ class Gate:
             self._upstreams.readers,
             self._relays.reset,
             lanes=self._upstreams.lanes,
-            is_own=self._own_names.has if isinstance(context.client.proxy_mode, KubeMode) else None,
+            is_own=self._is_own if isinstance(context.client.proxy_mode, KubeMode) else None,
         )
+
+    def _is_own(self, context: Context, request: http.Request) -> bool:
+        self._pages.note_form(request)
+        return self._own_names.has(context, request)
 
     async def _settle_http2(self, context: Context) -> None:
         """HTTP/2 with prior knowledge; also to the pod, where CONNECT or SOCKS5 opened it before this was known."""
@@ -149,6 +154,7 @@ class Gate:
         context = data.context
         if context.server.address is None and (destination := self._destination_by_sni(data)):
             context.server = Server(address=destination)
+            self._pages.note_sni(context.client)
             if self._virtual.port(context.client) is not None:
                 return KubeConnection(context)
         if self._passes_through(context.server):
@@ -205,6 +211,7 @@ class Gate:
             return
         replays = bool(ctx.options.server_replay)
         try:
+            self._pages.check(flow)
             await (self._route_by_name if replays else self._route)(flow)
         except KubeTunnelError as e:
             logger.debug("%s is refused: %s", flow.request.method, e)
@@ -222,20 +229,12 @@ class Gate:
             raise error  # of a destination that was to be opened before there was a request
         host, port = self._requested(flow)
         name = await self._router.parse(self._virtual.host(host))
-        if self._virtual.is_certain(flow.client_conn):
-            self._check_host(request, name)
         destination = await self._router.find(name, port)
         self._upstreams.settle(flow.client_conn, destination)
         # `.data`: the Host header stays as the client wrote it
         request.data.host, request.data.port = destination.address
         request.data.scheme = b"https" if destination.spoken.tls else b"http"
         flow.metadata["kube"] = {"service": str(name), "port": destination.port}
-
-    def _check_host(self, request: http.Request, name: Name) -> None:
-        settings = self._router.settings
-        zones = (settings.cluster.zone, *(other.zone for other in settings.zones))
-        host = request.host_header or request.authority
-        check_host(host, request.headers.keys(), name, zones=zones, own=settings.http.hosts)
 
     async def _route_by_name(self, flow: http.HTTPFlow) -> None:
         """For `server_replay`: host, port and scheme as `_route` sets them, as far as the name alone tells."""
@@ -288,6 +287,7 @@ class Gate:
         return None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
+        self._pages.refuse_again(flow)
         is_here = flow.response is not None and flow.response.raw_content is not None  # an addon's, or recorded
         if flow.live and "kube" in flow.metadata and not is_here:
             bodies.stream_response(flow)

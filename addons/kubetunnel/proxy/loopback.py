@@ -14,6 +14,7 @@ from functools import partial
 
 from kubetunnel.core.errors import NotForwardable
 from kubetunnel.core.vips import Address
+from kubetunnel.forward.local_sockets import BACKLOG
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class LoopbackListeners:
             if number > 65535 or (number != port and (number in wanted or number in listening.servers)):
                 continue
             try:
-                server = await asyncio.start_server(serve, str(listening.address), number)
+                server = await asyncio.start_server(serve, str(listening.address), number, backlog=BACKLOG)
             except OSError as e:
                 reason = e.strerror or str(e)
                 continue

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from kubetunnel.cluster.single_flight import SingleFlight
 from kubetunnel.core.backoff import Backoff
@@ -86,7 +87,9 @@ class Router:
     def __init__(self, settings: Settings, clusters: Clusters, rng: random.Random | None = None) -> None:
         self._settings = settings
         self._clusters = clusters
-        self._choices = Choices(rng or random.Random())  # noqa: S311 - balancing, no secret
+        self._rng = rng or random.Random()  # noqa: S311 - balancing, no secret
+        self._is_unhealthy: Callable[[PodStreams, PodPort], bool] | None = None
+        self._choices: WeakKeyDictionary[PodStreams, Choices] = WeakKeyDictionary()
         self._probed: dict[tuple[str, int], tuple[bool, float]] = {}
         self._probes: SingleFlight[tuple[str, int], bool | None] = SingleFlight(
             patience_s=PROBE_PATIENCE_S, out_of_patience=lambda: Timeout("The pod was asked for HTTP/2 and is silent.")
@@ -99,7 +102,16 @@ class Router:
 
     def avoid(self, is_unhealthy: Callable[[PodStreams, PodPort], bool]) -> None:
         """Gives no new streams to these pods while there are others."""
-        self._choices.is_unhealthy = is_unhealthy
+        self._is_unhealthy = is_unhealthy
+        for choices in self._choices.values():
+            choices.is_unhealthy = is_unhealthy
+
+    def _choices_of(self, forwards: PodStreams) -> Choices:
+        choices = self._choices.get(forwards)
+        if choices is None:
+            choices = self._choices[forwards] = Choices(self._rng)
+            choices.is_unhealthy = self._is_unhealthy or choices.is_unhealthy
+        return choices
 
     @property
     def settings(self) -> Settings:
@@ -220,7 +232,7 @@ class Router:
         retry = self._settings.retry
         attempts = Attempts(
             destination,
-            self._choices,
+            self._choices_of,
             partial(self.find, destination.name, destination.request, fresh=True),
             Backoff(retry.delay_s, cap_s=10 * retry.delay_s, retries=retry.max),
             client=client if destination.sticky else None,
