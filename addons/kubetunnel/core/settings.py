@@ -108,7 +108,7 @@ class HttpSettings:
 
     force_http2: bool = _setting(False, "Speak HTTP/2 to every pod.", env="KTUN_FORCE_HTTP2")
     hosts: tuple[str, ...] = _setting(
-        (), "Hosts that web pages may ask for a Service by at its virtual IP, `*.shop.example` for all below one.",
+        (), "Hosts that web pages may ask for a Service by, `*.shop.example` for all below one.",
         flag="--http-hosts",
     )  # fmt: skip
     disable_fallback: bool = _setting(
