@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kubetunnel.cluster.access import load_access
+from kubetunnel.cluster.decode import Metadata, PodObject, PodStatus
 from kubetunnel.cluster.discovery import Discovery
 from kubetunnel.cluster.workloads import Kind, ObjectRef, Workloads, _Expression, _label_selector, _Selector
 from kubetunnel.core.errors import Forbidden, NoReadyEndpoints, NotForwardable, PortNotExposed, ServiceNotFound
@@ -58,6 +59,25 @@ async def test_a_deployment_and_a_stateful_set_by_their_selectors(sim: SimCluste
 async def test_a_pod_by_its_name_ready_or_not(workloads: Workloads) -> None:
     assert await pods_of(workloads, Kind.POD, "pair", "web") == {("pair", 8080)}
     assert await pods_of(workloads, Kind.POD, "unready", 80) == {("unready", 80)}
+
+
+async def test_a_pod_that_does_not_run_yet_is_looked_up_again(
+    workloads: Workloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        PodObject(Metadata(name="job-1", namespace="demo"), status=PodStatus(phase=phase, pod_ip="10.0.0.1"))
+        for phase in ("Pending", "Running")
+    ]
+
+    async def answer(_: object) -> PodObject:
+        return found.pop(0)
+
+    monkeypatch.setattr(workloads._api, "get_object", answer)
+    monkeypatch.setattr("kubetunnel.cluster.workloads.MEMORY_S", 0.0)
+    with pytest.raises(NoReadyEndpoints, match="Pending"):
+        await workloads.reachable(ref(Kind.POD, "job-1"), 80)
+    for _ in range(2):
+        assert await pods_of(workloads, Kind.POD, "job-1", 80) == {("job-1", 80)}
 
 
 async def test_a_rollout_is_followed(sim: SimCluster, workloads: Workloads) -> None:

@@ -376,7 +376,9 @@ class Access(ClusterAccess):
             raise Unauthenticated("nothing newer")
         self.token = "new"
 
-    async def connect(self, protocol_factory: Callable[[], Any]) -> tuple[asyncio.Transport, Any]:
+    async def connect(
+        self, protocol_factory: Callable[[], Any], *, bulk: bool = False
+    ) -> tuple[asyncio.Transport, Any]:
         loop = asyncio.get_running_loop()
         context = self.api.client_context
         return await loop.create_connection(

@@ -167,6 +167,44 @@ async def test_a_reset_is_a_stream_that_failed(connections: DirectConnections, s
     assert "reset" in facts.last_error
 
 
+async def test_another_protocol_is_told_as_well_and_the_books_agree(
+    connections: DirectConnections, serve: Serve
+) -> None:
+    target = await serve(reset)
+    transport, _ = await connections.open(target, asyncio.Protocol)
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport.set_protocol(protocol)
+    assert transport.get_protocol() is protocol
+    protocol.connection_made(transport)
+    transport.write(b"x")
+    with pytest.raises(StreamFailed) as caught:
+        await reader.read()
+    assert isinstance(caught.value.error, UpstreamReset)
+    assert connections.open_streams("shop", "web-0") == 0
+
+
+async def test_what_is_written_is_the_writers_again(connections: DirectConnections, serve: Serve) -> None:
+    started, received = asyncio.Event(), bytearray()
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await started.wait()
+        while data := await reader.read(1 << 16):
+            received.extend(data)
+
+    reader, writer = await connections.open_connection(await serve(late))
+    buffer = bytearray(b"a" * (1 << 18))
+    for _ in range(64):
+        writer.transport.write(memoryview(buffer))
+    assert writer.transport.get_write_buffer_size(), "the socket's own buffer is full"
+    buffer[:] = b"b" * len(buffer)
+    started.set()
+    writer.write_eof()
+    await reader.read()
+    assert received.count(b"a") == len(received) == 64 << 18
+    writer.close()
+
+
 async def test_a_cancelled_open_leaves_nothing(
     connections: DirectConnections, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

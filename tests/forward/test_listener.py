@@ -14,13 +14,18 @@ import pytest
 
 from kubetunnel.cluster.access import load_access
 from kubetunnel.cluster.discovery import Discovery
-from kubetunnel.cluster.workloads import Kind, ObjectRef, Workloads
+from kubetunnel.cluster.workloads import Kind, ObjectRef, Reachable, Workloads
+from kubetunnel.core.catalog import Endpoint
+from kubetunnel.core.endpoints import Target
 from kubetunnel.core.errors import NoReadyEndpoints, ServiceNotFound
 from kubetunnel.forward import spdy_upstream
 from kubetunnel.forward.departed import ClientSockets
+from kubetunnel.forward.direct import DirectConnections
 from kubetunnel.forward.listener import LocalForwards, LocalListener, PortPair
 from kubetunnel.forward.local_connection import LocalConnection
 from kubetunnel.forward.pool import PortForwards
+from kubetunnel.forward.stream import Bytes, ForwardStream
+from kubetunnel.forward.upstream import Upstream
 from kubetunnel.sim.cluster import SimCluster
 from tests.forward.test_streams import until
 
@@ -311,7 +316,9 @@ async def test_http_shares_and_the_rest_does_not(forwards: LocalForwards, monkey
         return await open_(self, *arguments, shared=shared)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PortForwards, "open", noted)
-    await hostname(await listen(forwards, "http"))
+    (http,) = await forwards.open(ObjectRef(Kind.POD, "demo", "pair"), [PortPair(0, "web")])
+    await hostname(http)
+    await hostname(http)
     reader, writer = await connect(await listen(forwards, BANNER))
     await reader.readline()
     await close(writer)
@@ -319,7 +326,99 @@ async def test_http_shares_and_the_rest_does_not(forwards: LocalForwards, monkey
     writer.write(b"not HTTP")
     await reader.readexactly(8)
     await close(writer)
-    assert asked == [True, False, False]
+    assert asked == [False, True, False, False], "beside others only once its port has answered"
+
+
+async def test_a_port_that_refuses_never_shares(forwards: LocalForwards, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    open_ = PortForwards.open
+
+    async def noted(self: PortForwards, *arguments: object, shared: bool = False) -> object:
+        asked.append(shared)
+        return await open_(self, *arguments, shared=shared)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PortForwards, "open", noted)
+    listener = await listen(forwards, REFUSED)
+    for _ in range(3):
+        reader, writer = await connect(listener)
+        writer.write(b"GET / HTTP/1.1\r\nHost: echo\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+    assert len(asked) >= 3
+    assert not any(asked)
+
+
+async def test_what_a_client_sent_before_it_closed_arrives(
+    forwards: LocalForwards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    open_, left = PortForwards.open, asyncio.Event()
+
+    async def late(self: PortForwards, *arguments: object, shared: bool = False) -> object:
+        await left.wait()
+        return await open_(self, *arguments, shared=shared)  # type: ignore[arg-type]
+
+    send = Upstream.send
+
+    def noted(self: Upstream, stream: ForwardStream, data: Bytes) -> None:
+        written.append(bytes(data))
+        send(self, stream, data)
+
+    monkeypatch.setattr(PortForwards, "open", late)
+    monkeypatch.setattr(Upstream, "send", noted)
+    listener = await listen(forwards, ECHO)
+    _, writer = await connect(listener)
+    writer.write(b"event")
+    await close(writer)
+    connection = await first_connection(listener)
+    await until(lambda: connection.finished and listener.is_departed(connection) is True)
+    left.set()
+    await until(lambda: not listener._connections)
+    assert written == [b"event"]
+
+
+async def test_a_pod_that_refuses_at_once_is_passed_by() -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"ok")
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    found = [
+        Target.of_pod("shop", Endpoint(pod=name, address=address), port)
+        for name, address in (("dead", "127.0.0.9"), ("good", "127.0.0.1"))
+    ]
+
+    class Pods(Workloads):
+        def __init__(self) -> None:
+            pass
+
+        async def reachable(self, ref: ObjectRef, port: int | str, *, fresh: bool = False) -> Reachable:
+            return Reachable(tuple(found))
+
+        def describe(self, ref: ObjectRef) -> str:
+            return str(ref)
+
+    direct = DirectConnections()
+    ref = ObjectRef(Kind.SERVICE, "shop", "api")
+    listener = LocalListener(Pods(), direct, ref, PortPair(0, port), retry_delay_s=0.01)
+    await listener.start(check=False)
+    for _ in range(10):
+        reader, writer = await connect(listener)
+        assert await reader.read() == b"ok"
+        await close(writer)
+    await listener.aclose()
+    await direct.aclose()
+    server.close()
+    await server.wait_closed()
+
+
+def test_a_link_local_client_does_not_end_the_questions() -> None:
+    sockets = ClientSockets()
+    assert sockets.is_departed(("fe80::1%lo", 5), ("fe80::2%lo", 6)) is None
+    assert sockets._netlink is not None
+    sockets.close()
 
 
 async def first_connection(listener: LocalListener) -> LocalConnection:

@@ -13,6 +13,7 @@ import pytest
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout, UpstreamReset
 from kubetunnel.forward.errors import DialTimeout, StreamFailed
 from kubetunnel.forward.pool import PortForwards, _delay_s
+from kubetunnel.forward.silence import Silences
 from kubetunnel.forward.upstream import LINGER_S, Upstream
 from tests.forward.apiserver import ALL, DEAF, DEAF_BYTES, ECHO, FLOODS, V4, Access, ApiServer
 from tests.forward.test_streams import Recorder, to, until
@@ -255,21 +256,84 @@ async def test_a_doubt_is_over_with_the_answer(api: ApiServer, forwards: PortFor
     await closed(lane)
 
 
-async def test_an_upstream_that_dies_in_silence_makes_the_others_doubtful(
+async def test_an_upstream_whose_pod_is_reached_by_another_makes_the_others_doubtful(
     api: ApiServer, forwards: PortForwards, access: Access
 ) -> None:
     told: list[str] = []
     unsubscribe = access.suspicion.subscribe(told.append)
     _, writer = await opened(forwards)
+    forwards._silences = Silences()  # as if the dial had been long ago
     api.sessions[0].silent = True
     upstream = next(iter(forwards._of_upstream))
     now = asyncio.get_running_loop().time()
     for second in range(1, 11):
         upstream.look(now + second)
+    assert "answers no pings" in upstream.retired
+    assert told == [], "its node may be dead, and nothing else"
+    writer.close()
+    await closed(await opened(forwards))
     assert len(told) == 1
-    assert "answers no pings" in told[0]
+    assert "shop/web" in told[0]
+    unsubscribe()
+
+
+async def test_a_stuck_upstream_makes_no_other_doubtful(api: ApiServer, forwards: PortForwards, access: Access) -> None:
+    told: list[str] = []
+    unsubscribe = access.suspicion.subscribe(told.append)
+    _, writer = await opened(forwards)
+    upstream = next(iter(forwards._of_upstream))
+    upstream.drain("a stream on it failed")
+    upstream.found_dead("answers no pings")
+    assert told == []
     unsubscribe()
     writer.close()
+
+
+async def test_the_last_bytes_on_a_draining_upstream_arrive(api: ApiServer, access: Access) -> None:
+    forwards = PortForwards(access, max_upstreams=1, spares=0)
+    streams = [await opened(forwards) for _ in range(2)]
+    forwards.drain("shop", "web")
+    streams[0][1].close()
+    streams[1][1].write(b"COMMIT")
+    streams[1][1].close()
+    assert forwards.open_streams("shop", "web") == 0
+    (upstream,) = forwards._of_upstream
+    assert str(upstream.retired) == "", "its streams are under way"
+    (session,) = api.sessions
+    await until(lambda: not forwards.upstreams())
+    assert sum(session.received.values()) == 2 * len(b"x") + len(b"COMMIT")
+    assert str(upstream.retired) == "draining"
+    await forwards.aclose()
+
+
+async def test_a_factory_that_raises_leaves_no_stream(api: ApiServer, forwards: PortForwards) -> None:
+    def broken() -> asyncio.Protocol:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        await forwards.open(to(ECHO), broken)
+    assert forwards.open_streams("shop", "web") == 0
+    await closed(await opened(forwards))
+    assert api.connections == 1
+
+
+async def test_a_defect_in_one_upstream_does_not_end_the_care_for_the_others(
+    api: ApiServer, forwards: PortForwards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams = [await opened(forwards) for _ in range(2)]
+    looked: list[Upstream] = []
+
+    def look(upstream: Upstream, now: float) -> None:
+        looked.append(upstream)
+        if len(looked) == 1:
+            raise ValueError
+
+    monkeypatch.setattr(Upstream, "look", look)
+    forwards._look_at_all(asyncio.get_running_loop().time())
+    assert len(set(looked)) == 2
+    assert "failed unexpectedly" in caplog.text
+    for one in streams:
+        await closed(one)
 
 
 async def test_a_stream_that_does_not_end_is_cut(api: ApiServer, forwards: PortForwards) -> None:
@@ -354,9 +418,9 @@ async def test_a_slow_dial_is_there_for_the_next_open(api: ApiServer, access: Ac
     forwards = PortForwards(access, open_timeout_s=0.1)
     connect, late = access.connect, asyncio.Event()
 
-    async def slow(protocol_factory: Callable[[], Any]) -> tuple[asyncio.Transport, Any]:
+    async def slow(protocol_factory: Callable[[], Any], *, bulk: bool = False) -> tuple[asyncio.Transport, Any]:
         await late.wait()
-        return await connect(protocol_factory)
+        return await connect(protocol_factory, bulk=bulk)
 
     access.connect = slow  # type: ignore[method-assign]
     with pytest.raises(Timeout):

@@ -155,8 +155,9 @@ class Workloads:
     async def _known_pods(self, ref: ObjectRef, *, fresh: bool) -> tuple[PodObject, ...]:
         until, pods = self._pods.get(ref, (0.0, ()))
         now = asyncio.get_running_loop().time()
-        # a Pod's ports stay what they are, and whether it is still there its port-forward tells
-        if not fresh and (until > now or (pods and ref.kind is Kind.POD)):
+        # a running Pod's ports stay what they are, and whether it is still there its port-forward tells
+        lasting = ref.kind is Kind.POD and any(_takes_connections(pod, ref.kind) for pod in pods)
+        if not fresh and (until > now or lasting):
             return pods
         return await self._lookups.run(ref, lambda: self._look_up(ref))
 

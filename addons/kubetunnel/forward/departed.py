@@ -45,8 +45,9 @@ class ClientSockets:
         """Whether the client's end is in no program's hands; None where that cannot be told, e.g. of other machines."""
         if self._netlink is None:
             return None
+        question = _question(client, ours)
         try:
-            self._netlink.send(_question(client, ours))
+            self._netlink.send(question)
             answer = self._netlink.recv(_ANSWER_BYTES)  # the kernel answers before `send` returns
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EINTR):
@@ -66,7 +67,8 @@ class ClientSockets:
 def _question(client: SocketName, ours: SocketName) -> bytes:
     """For the client's own socket: what it sends from comes first."""
     family = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
-    addresses = (socket.inet_pton(family, host).ljust(16, b"\0") for host in (client[0], ours[0]))
+    hosts = (host.partition("%")[0] for host in (client[0], ours[0]))  # without the scope of RFC 4007 11.2
+    addresses = (socket.inet_pton(family, host).ljust(16, b"\0") for host in hosts)
     body = b"".join(
         (
             _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ALL_STATES),

@@ -14,7 +14,6 @@ import asyncio
 import errno
 import ipaddress
 import socket
-import struct
 import time
 from collections.abc import Callable
 
@@ -27,14 +26,11 @@ from kubetunnel.core.errors import (
     PodGone,
     UpstreamReset,
 )
-from kubetunnel.forward.errors import DialTimeout, StreamFailed
+from kubetunnel.forward.direct_stream import DirectPod, DirectStream, no_answer, show
 from kubetunnel.forward.facts import ForwardBooks, ForwardFacts
 
 CONNECT_TIMEOUT_S = 1.5  # a lost SYN is sent again after 1 s (RFC 6298 2.1), and a refusal is due within 2 s
 IDLE_TIMEOUT_S = 300.0  # the contract's pool.idle_timeout
-
-# struct tcp_info of linux/tcp.h: tcpi_bytes_acked and tcpi_bytes_received
-_TCP_INFO_BYTES = struct.Struct("=120xQQ")
 
 
 class DirectConnections:
@@ -56,7 +52,7 @@ class DirectConnections:
         self._clock = clock
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
-        self._pods: dict[tuple[str, str], _Pod] = {}
+        self._pods: dict[tuple[str, str], DirectPod] = {}
         self._closed = False
 
     async def open[P: asyncio.Protocol](
@@ -120,13 +116,13 @@ class DirectConnections:
         for pod in self._pods.values():
             for connection in list(pod.connections):
                 lost.append(connection.lost)
-                connection.abort("the tunnel ends")
+                connection.cut("the tunnel ends")
         if lost:
             await asyncio.wait(lost)
         self._pods.clear()
 
     async def _connect[P: asyncio.Protocol](
-        self, pod: _Pod, target: PodPort, protocol_factory: Callable[[], P]
+        self, pod: DirectPod, target: PodPort, protocol_factory: Callable[[], P]
     ) -> tuple[asyncio.Transport, P]:
         loop = asyncio.get_running_loop()
         connecting = socket.socket(_family(target), socket.SOCK_STREAM)
@@ -136,24 +132,24 @@ class DirectConnections:
                 await loop.sock_connect(connecting, (target.address, target.port))
                 self._refuse_if_closed()
                 protocol = protocol_factory()
-                transport, _ = await loop.create_connection(lambda: _Connection(pod, target, protocol), sock=connecting)
+                _, stream = await loop.create_connection(lambda: DirectStream(pod, target, protocol), sock=connecting)
         except TimeoutError as error:
             connecting.close()
-            raise _no_answer(target, f"within {self._connect_timeout_s:g} s") from error
+            raise no_answer(target, f"within {self._connect_timeout_s:g} s") from error
         except OSError as error:
             connecting.close()
             raise _why_not(error, target) from error
         except BaseException:
             connecting.close()
             raise
-        return transport, protocol
+        return stream, protocol
 
-    def _pod(self, namespace: str, name: str) -> _Pod:
+    def _pod(self, namespace: str, name: str) -> DirectPod:
         self._refuse_if_closed()
         key = (namespace, name)
         if key not in self._pods:
             self._forget_idle()
-            self._pods[key] = _Pod(ForwardBooks(namespace, name), self._clock)
+            self._pods[key] = DirectPod(ForwardBooks(namespace, name), self._clock)
         pod = self._pods[key]
         pod.dials += 1
         return pod
@@ -170,112 +166,6 @@ class DirectConnections:
                 del self._pods[key]
 
 
-class _Pod:
-    """What is open to one pod."""
-
-    def __init__(self, books: ForwardBooks, clock: Callable[[], float]) -> None:
-        self.books = books
-        self._clock = clock
-        books.protocol = "tcp"
-        self.connections: set[_Connection] = set()
-        self.dials = 0  # under way
-        self.used_at = self._clock()
-
-    def ended(self, connection: _Connection, error: KubeTunnelError | None) -> None:
-        self.connections.discard(connection)
-        self.used_at = self._clock()
-        sent, received = connection.payload_bytes()
-        self.books.bytes_sent += sent
-        self.books.bytes_received += received
-        if error is not None:
-            self.books.cut(str(error))
-
-    def facts(self) -> ForwardFacts:
-        books = self.books
-        counted = [connection.payload_bytes() for connection in self.connections]
-        return ForwardFacts(
-            namespace=books.namespace,
-            pod=books.pod,
-            state=books.state,
-            reason=books.reason,
-            since=books.since,
-            protocol=books.protocol,
-            upstreams=len(self.connections),
-            streams=len(self.connections),
-            streams_opened=books.streams_opened,
-            bytes_sent=books.bytes_sent + sum(sent for sent, _ in counted),
-            bytes_received=books.bytes_received + sum(received for _, received in counted),
-            dials=books.dials,
-            retries=books.retries,
-            redials=books.redials,
-            last_error=books.last_error,
-            last_error_at=books.last_error_at,
-        )
-
-
-class _Connection(asyncio.Protocol):
-    """Stands between the socket and its user's protocol, to tell a failure in the words of the contract.
-
-    One that puts its own protocol in this one's place (`set_protocol`) is told of a reset by asyncio's OSError, as long
-    as it does not pass `connection_lost` on to the former protocol.
-    """
-
-    transport: asyncio.Transport
-
-    def __init__(self, pod: _Pod, target: PodPort, protocol: asyncio.Protocol) -> None:
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pod = pod
-        self._target = target
-        self._protocol = protocol
-        self._aborted: str | None = None
-        self._counted = (0, 0)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  (asyncio's signature is wider than its calls)
-        self.transport = transport
-        self._pod.connections.add(self)
-        self._protocol.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._protocol.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._protocol.eof_received()
-
-    def pause_writing(self) -> None:
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._protocol.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        error: KubeTunnelError | None = None
-        if self._aborted is not None:
-            error = UpstreamReset(f"The connection to {self._target} was closed: {self._aborted}.")
-        elif isinstance(exc, TimeoutError):
-            error = _no_answer(self._target, "any more")
-        elif exc is not None:
-            error = UpstreamReset(f"The pod reset the connection to {self._target}.")
-        self._pod.ended(self, error)
-        if not self.lost.done():
-            self.lost.set_result(None)
-        self._protocol.connection_lost(StreamFailed(error) if error else None)
-
-    def abort(self, reason: str) -> None:
-        self._aborted = reason
-        self.transport.abort()
-
-    def payload_bytes(self) -> tuple[int, int]:
-        """Sent (and acknowledged by the pod) and received, as the kernel counts; zeros where it does not tell."""
-        connection: socket.socket | None = self.transport.get_extra_info("socket")
-        if connection is not None and connection.fileno() >= 0 and hasattr(socket, "TCP_INFO"):
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES.size)
-            if len(info) == _TCP_INFO_BYTES.size:
-                acked, received = _TCP_INFO_BYTES.unpack(info)
-                self._counted = max(acked - 1, 0), received  # the SYN counts as one
-        return self._counted
-
-
 def _family(target: PodPort) -> socket.AddressFamily:
     try:
         address = ipaddress.ip_address(target.address)
@@ -284,19 +174,11 @@ def _family(target: PodPort) -> socket.AddressFamily:
     return socket.AF_INET6 if address.version == 6 else socket.AF_INET
 
 
-def _no_answer(target: PodPort, when: str) -> DialTimeout:
-    return DialTimeout(f"Pod {target} does not answer at {target.address} {when}.", command=_show(target))
-
-
 def _why_not(error: OSError, target: PodPort) -> KubeTunnelError:
     """The refusal that a failed connect(2) stands for."""
     if error.errno == errno.ECONNREFUSED:
         return ConnectionRefused(f"Nothing listens on port {target.port} of pod {target.namespace}/{target.pod}.")
     if error.errno == errno.EHOSTUNREACH:
-        return PodGone(f"Nobody has the address {target.address} of {target} any more.", command=_show(target))
+        return PodGone(f"Nobody has the address {target.address} of {target} any more.", command=show(target))
     reason = error.strerror or str(error)
-    return UpstreamReset(f"No connection to {target} at {target.address}: {reason}.", command=_show(target))
-
-
-def _show(target: PodPort) -> str:
-    return f"kubectl -n {target.namespace} get pod {target.pod} -o wide"
+    return UpstreamReset(f"No connection to {target} at {target.address}: {reason}.", command=show(target))

@@ -18,8 +18,9 @@ from kubetunnel.cluster.workloads import ObjectRef, Reachable, Workloads
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.endpoints import Target, choose_target
-from kubetunnel.core.errors import KubeTunnelError, PodGone, UpstreamProtocol, UpstreamReset
+from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, PodGone, UpstreamProtocol, UpstreamReset
 from kubetunnel.core.first_bytes import Protocol
+from kubetunnel.forward.answered import AnsweredPorts
 from kubetunnel.forward.departed import ClientSockets
 from kubetunnel.forward.errors import DialTimeout
 from kubetunnel.forward.local_connection import READ_BUFFER_BYTES, LocalConnection, PodConnection
@@ -35,7 +36,8 @@ DRAIN_S = 2.0
 RETRIES = 2  # the contract's retry.max and base delay
 RETRY_DELAY_S = 0.1
 
-_ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout)  # concerns this endpoint alone: another one may do better
+# concerns this endpoint alone: another one may do better
+_ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout, ConnectionRefused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class LocalListener:
         self._rng = rng or random.Random()  # noqa: S311 - balancing, no secret
         self._backoff = Backoff(retry_delay_s, cap_s=10 * retry_delay_s, retries=retries)
         self._opening: Counter[PodPort] = Counter()
+        self._answered = AnsweredPorts()
         self._servers: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], LocalConnection] = {}
         self._client_sockets: ClientSockets | None = None
@@ -204,9 +207,11 @@ class LocalListener:
         """One stream, to its end; _Unheard where nothing of it was heard by anybody."""
         pod_port = target.pod_port
         self._opening[pod_port] += 1
+        connection = partial(PodConnection, client, partial(self._answered.add, pod_port))
         try:
-            _, pod = await self._forwards.open(pod_port, partial(PodConnection, client), shared=shared)
+            _, pod = await self._forwards.open(pod_port, connection, shared=shared and pod_port in self._answered)
         except _ENDPOINT_FAILED as failure:
+            self._answered.discard(pod_port)
             return _Unheard(failure)
         finally:
             self._opening[pod_port] -= 1
@@ -218,6 +223,8 @@ class LocalListener:
         except asyncio.CancelledError:
             pod.transport.abort()
             raise
+        if isinstance(error, ConnectionRefused):
+            self._answered.discard(pod_port)
         return _Unheard(error) if error is not None and pod.never_connected else error
 
     def _streams(self, target: Target) -> int:

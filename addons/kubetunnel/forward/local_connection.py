@@ -13,6 +13,7 @@ import contextlib
 import socket
 import struct
 import typing
+from collections.abc import Callable
 
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError
 from kubetunnel.core.first_bytes import Protocol, recognise
@@ -170,7 +171,8 @@ class LocalConnection(asyncio.BufferedProtocol):
         gone = self._listener.is_departed(self)
         self._silent_looks = 0 if self._heard or gone is not None else self._silent_looks + 1
         self._heard = False
-        if gone or self._silent_looks > SILENT_LOOKS:
+        owes = self._pod is None and self.held  # a pod is to have what was sent, whoever waits for an answer
+        if not owes and (gone or self._silent_looks > SILENT_LOOKS):
             self.transport.abort()
         else:
             self._look_timer = asyncio.get_running_loop().call_later(next_s, self._look, min(10 * next_s, LAST_LOOK_S))
@@ -199,14 +201,18 @@ class PodConnection(asyncio.Protocol):
 
     `ended` is set when the stream is over: None for a good end, else why. What was sent can be sent to another pod
     where `never_connected` is true then.
+
+    Args:
+        answered: called when the first bytes come.
     """
 
     transport: asyncio.Transport
 
-    def __init__(self, client: LocalConnection) -> None:
+    def __init__(self, client: LocalConnection, answered: Callable[[], None]) -> None:
         self.ended: asyncio.Future[KubeTunnelError | None] = asyncio.get_running_loop().create_future()
         self.never_connected = False
         self._client = client
+        self._answered = answered
         self._finished = False
         self._silent = True
 
@@ -218,8 +224,11 @@ class PodConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         client = self._client.transport
         assert client is not None  # noqa: S101
-        if self._silent or self._client.finished:
+        if self._silent:
             self._silent = False
+            self._answered()
+            self._client.pod_spoke()
+        elif self._client.finished:
             self._client.pod_spoke()
         client.write(data)
 

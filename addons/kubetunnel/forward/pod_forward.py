@@ -188,7 +188,7 @@ class PodForward:
                 case Close(key, reason):
                     upstream = self._upstreams.pop(key)
                     del self._keys[upstream]
-                    upstream.close(reason)
+                    upstream.retire(reason)
                 case Fail(waiter):
                     self._fail(waiter, error)
 

@@ -24,6 +24,7 @@ from kubetunnel.forward.lane import UpstreamFacts
 from kubetunnel.forward.placement import MAX_UPSTREAMS
 from kubetunnel.forward.pod_forward import PodForward
 from kubetunnel.forward.policy import IDLE_TIMEOUT_S, SPARES, PodPolicy
+from kubetunnel.forward.silence import Silences
 from kubetunnel.forward.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class PortForwards:
         self._of_upstream: dict[Upstream, PodForward] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
+        self._silences = Silences()
         self._closed = False
         self._unsubscribe = access.suspicion.subscribe(self._doubt)
 
@@ -106,6 +108,9 @@ class PortForwards:
                     pod.release(upstream)
                     if attempt == _OPENS:
                         raise
+                except BaseException:  # of the protocol's factory
+                    pod.release(upstream)
+                    raise
                 else:
                     pod.opened()
                     protocol: P = stream.get_protocol()  # type: ignore[assignment]  # the factory made it
@@ -184,7 +189,13 @@ class PortForwards:
     def upstream_lost(self, upstream: Upstream, reason: str) -> None:
         if upstream in self._of_upstream and not self._closed:
             self._of_upstream[upstream].lost(upstream, reason)
-            if upstream.silent:
+            pod = upstream.facts.namespace, upstream.facts.pod
+            # one that drains for a stream that failed is perhaps stuck in its runtime, and no connection is to blame
+            if (
+                upstream.silent
+                and not upstream.draining
+                and self._silences.died(pod, asyncio.get_running_loop().time())
+            ):
                 self._access.suspicion.voice(f"of upstream {upstream.facts}: {reason.rstrip('.')}")
 
     # -- pod_forward.Pool
@@ -194,6 +205,8 @@ class PortForwards:
         upstream = await self._dialer.dial(target)
         if upstream.retired:
             raise UpstreamReset(f"The port-forward of {target} ended at once: {upstream.retired}.")
+        if self._silences.reached((target.namespace, target.pod), asyncio.get_running_loop().time()):
+            self._access.suspicion.voice(f"{target.namespace}/{target.pod} was silent on an old one and is reached")
         return upstream
 
     def keep(self, task: asyncio.Task[None]) -> None:
@@ -239,10 +252,17 @@ class PortForwards:
 
     def _look_at_all(self, now: float) -> None:
         for upstream, pod in list(self._of_upstream.items()):
-            upstream.look(now)
-            pod.changed(upstream)
+            self._look_at(upstream, pod, now)
         for key, pod in list(self._pods.items()):
             pod.tick(now)
             if pod.policy.empty and not pod.carries:
                 pod.books.change("closed", "nobody uses it")
                 del self._pods[key]
+
+    def _look_at(self, upstream: Upstream, pod: PodForward, now: float) -> None:
+        """Supervision point: a fault of ours in one upstream must not end the care for the others."""
+        try:
+            upstream.look(now)
+            pod.changed(upstream)
+        except Exception:
+            logger.exception("Looking after upstream %s failed unexpectedly", upstream.facts)

@@ -189,7 +189,7 @@ class ForwardStream(asyncio.Transport):
         while self._held and self._reading and not self._resuming and not self._closing:
             data = self._held.popleft()
             self.held_bytes -= len(data)
-            self._call(self._hand_over, data)
+            self._call(hand_over, self._protocol, data)
         if self._held or not self._reading or self._resuming or self._closing:
             return
         if self._pod_eof and not self._eof_delivered and self._error is None:
@@ -200,18 +200,6 @@ class ForwardStream(asyncio.Transport):
             self._closing = True
             failure = StreamFailed(self._error) if self._error else None
             self._loop.call_soon(self._connection_lost, failure)
-
-    def _hand_over(self, data: bytes) -> None:
-        protocol = self._protocol
-        if isinstance(protocol, asyncio.BufferedProtocol):
-            while data:
-                buffer = memoryview(protocol.get_buffer(len(data)))
-                count = min(len(buffer), len(data))
-                buffer[:count] = data[:count]
-                protocol.buffer_updated(count)
-                data = data[count:]
-        elif isinstance(protocol, asyncio.Protocol):
-            protocol.data_received(data)
 
     def _eof_received(self) -> bool | None:
         protocol = self._protocol
@@ -238,3 +226,16 @@ class ForwardStream(asyncio.Transport):
             self._loop.call_exception_handler({**context, "protocol": self._protocol})
             self.abort()
             return None
+
+
+def hand_over(protocol: asyncio.BaseProtocol, data: bytes) -> None:
+    """Bytes that came, in the way that a protocol of either kind takes them."""
+    if isinstance(protocol, asyncio.BufferedProtocol):
+        while data:
+            buffer = memoryview(protocol.get_buffer(len(data)))
+            count = min(len(buffer), len(data))
+            buffer[:count] = data[:count]
+            protocol.buffer_updated(count)
+            data = data[count:]
+    elif isinstance(protocol, asyncio.Protocol):
+        protocol.data_received(data)

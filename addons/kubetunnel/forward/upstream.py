@@ -38,6 +38,7 @@ class Upstream(UpgradedConnection):
         self._writing_paused = False
         self._reading_paused = False
         self._stopped_at = 0.0  # when reading was paused
+        self._retire_reason = ""  # it is closed with its last stream
 
     # -- what a protocol is
 
@@ -104,6 +105,14 @@ class Upstream(UpgradedConnection):
             self.draining = True
             self.facts.state = "draining"
             logger.debug("Upstream %s takes no new streams: %s", self.facts, reason)
+
+    def retire(self, reason: str) -> None:
+        """Close it with its last stream: those that were closed have their last bytes under way, for LINGER_S."""
+        if self.one_stream or not self._lanes:
+            self.close(reason)
+        else:
+            self.drain(reason)
+            self._retire_reason = reason
 
     def doubt(self) -> None:
         """It may be dead, as others are: no place for a new stream before it has answered."""
@@ -275,6 +284,8 @@ class Upstream(UpgradedConnection):
         self.reading_changed()
         self._weigh(self._loop.time())
         self._uncount(lane)
+        if self._retire_reason and not self._lanes:
+            self.close(self._retire_reason)
 
     def _end_lanes(self, error: KubeTunnelError | None) -> None:
         cut = f"The port-forward of {self.facts.namespace}/{self.facts.pod} was cut: {self._close_reason}."
