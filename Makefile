@@ -13,7 +13,8 @@ run: $(READY) ## the tunnel on 127.0.0.1: your current cluster, else a simulated
 	@exec $(BIN)/python -m kubetunnel $(ARGS)
 
 test: $(READY) ## the tests, against the simulated cluster
-	$(BIN)/pytest -m 'not cluster' $(ARGS)
+	$(BIN)/pytest -m 'not cluster and not alone' -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -m 'alone and not cluster' $(ARGS)
 
 check: $(READY) ## linters, types, import floors
 	$(BIN)/ruff check .

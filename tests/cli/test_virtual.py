@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +31,12 @@ def closed_ancestor(path: Path) -> Path | None:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    for parent in (tmp_path, *tmp_path.parents):
-        if not parent.stat().st_mode & 0o001:
-            parent.chmod(0o711)
-    path = tmp_path / "home"
-    path.mkdir()
-    os.chown(path, UID, UID)
-    return path
+def home() -> Iterator[Path]:
+    # pytest closes its own directories to other users, again and again
+    with tempfile.TemporaryDirectory(prefix="kube-tunnel-home-") as directory:
+        path = Path(directory)
+        os.chown(path, UID, UID)
+        yield path
 
 
 @pytest.fixture

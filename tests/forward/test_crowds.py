@@ -25,6 +25,8 @@ from kubetunnel.sim.cluster import SimCluster
 from tests.forward.apiserver import ECHO, FLOODS, REFUSED, RESETS, Access, ApiServer
 from tests.forward.test_streams import Recorder, failure_of, to, until
 
+pytestmark = pytest.mark.alone
+
 OURS = (ForwardStream, Lane, Upstream, PodForward)
 
 

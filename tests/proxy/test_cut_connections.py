@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -97,6 +98,45 @@ async def test_grpc(sim: SimCluster, tunnel: Tunnel, protocols: Protocols) -> No
                     score.count(wrong=None if answer.value == str(number) else f"{number}: {answer.value}")
 
     await Score(sim).take(client)
+
+
+@PROTOCOLS
+async def test_many_calls_on_one_channel(sim: SimCluster, tunnel: Tunnel, protocols: Protocols) -> None:
+    """They share an upstream: its end is the end of each of them, and of no later one."""
+    sim.faults.protocols = protocols
+    codes: Counter[grpc.StatusCode] = Counter()
+    options = [("grpc.default_authority", "echo.demo:9090"), ("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{tunnel.port}", options) as channel:
+        unary = channel.unary_unary(
+            "/echo.v1.Echo/Unary", request_serializer=String.SerializeToString, response_deserializer=String.FromString
+        )
+
+        async def call(payload: str) -> None:
+            try:
+                await unary(String(value=payload), timeout=CALL_LIMIT_S)
+            except grpc.aio.AioRpcError as e:
+                codes[e.code()] += 1
+            else:
+                codes[grpc.StatusCode.OK] += 1
+
+        async def caller(until: asyncio.Event) -> None:
+            while not until.is_set():
+                await call("x" * 20_000)
+
+        for _ in range(8):
+            done = asyncio.Event()
+            async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+                for _ in range(10):
+                    group.create_task(caller(done))
+                before = codes[grpc.StatusCode.OK]
+                while codes[grpc.StatusCode.OK] < before + 20:  # noqa: ASYNC110 - they are under way
+                    await asyncio.sleep(0.01)
+                sim.faults.cut(share=1.0)
+                done.set()
+            assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}, codes
+            codes.clear()
+            await call("afterwards")
+            assert codes == {grpc.StatusCode.OK: 1}
 
 
 @PROTOCOLS

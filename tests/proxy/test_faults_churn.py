@@ -5,19 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import pytest_asyncio
 
 from kubetunnel.sim.cluster import SimCluster
 from tests.proxy.test_troubles import get
 from tests.tunnel import Tunnel
+
+pytestmark = pytest.mark.alone
 
 CONNECTIONS = 1000
 AT_A_TIME = 40
 SETTLED_S = 45.0  # an unused upstream is closed after 30 s
 FDS_LEFT = 6  # a watch that is just being renewed, a spare
 GROWTH_BYTES = 24 << 20  # of a heap that has been through it once; 25 KiB a connection would show
+
+
+@pytest_asyncio.fixture
+async def tunnel(sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path) -> Tunnel:
+    """One that checks no health, which keeps the upstreams of what was in use."""
+    options = ["--set", "kube_health_enabled=false"]
+    started: Tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
+    return started
 
 
 async def settled(condition: Callable[[], bool]) -> bool:

@@ -42,7 +42,8 @@ def test_every_error_has_a_reason_of_the_table() -> None:
     def below(cls: type[KubeTunnelError]) -> list[type[KubeTunnelError]]:
         return [cls, *(c for sub in cls.__subclasses__() for c in below(sub))]
 
-    for cls in below(KubeTunnelError)[1:]:
+    # those of netsetup are for the terminal
+    for cls in (each for each in below(KubeTunnelError)[1:] if each.__module__.startswith("kubetunnel.")):
         assert cls("x").reason in CODES, cls
 
 

@@ -1,4 +1,4 @@
-"""Ends of connections without tracebacks, so that all that a connection had is freed with it.
+"""Ends of connections that are told for certain, and without tracebacks, so that all that one had is freed with it.
 
 A reader, a writer and a frame of mitmproxy's `handle_connection` keep the exception that ended them. Its traceback has
 frames (and by `f_back` those that called them) that hold the connection's handler, layers and buffers, and these hold
@@ -12,7 +12,8 @@ import contextlib
 from functools import partial
 from weakref import ref
 
-from mitmproxy.connection import Connection
+from mitmproxy.connection import Connection, ConnectionState
+from mitmproxy.proxy import events
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
 CLOSE_TIMEOUT_S = 1.0  # of a transport that has nothing to send; the next round of the event loop does it
@@ -31,10 +32,46 @@ async def _handle_connection(handler_ref: ref[ProxyConnectionHandler], connectio
         await ProxyConnectionHandler.handle_connection(handler, connection)
     except asyncio.CancelledError as e:
         e.__traceback__ = None
+        await tell_end(handler, connection)
         raise
     finally:
         if isinstance(writer, asyncio.StreamWriter):
             await _forget_failure(writer)
+
+
+async def tell_end(handler: ProxyConnectionHandler, connection: Connection) -> None:
+    """Tells the layers of the end where the task was cancelled while it waited for its turn to tell of an event.
+
+    An upstream would be taken for open, and all that is sent on it would wait for ever. No effect where they know.
+    """
+    transport = handler.transports.pop(connection, None)  # first, so that nobody finds its writer broken once more
+    if transport is None:
+        return
+    connection.state = ConnectionState.CLOSED
+    if transport.writer is not None:
+        transport.writer.close()
+    await tell(handler, events.ConnectionClosed(connection))
+
+
+async def tell(handler: ProxyConnectionHandler, event: events.Event) -> None:
+    """As the handler's `server_event`, and nothing keeps the layers from hearing of it: a cancellation waits for that.
+
+    Each task of the connection that drains the writers cancels that of a broken one, so it comes several times. It is
+    a short wait: whoever holds the handler's lock does no I/O.
+    """
+    telling = asyncio.create_task(handler.server_event(event), name="tell an event")
+    cancelled: asyncio.CancelledError | None = None
+    while not telling.done():
+        try:
+            await asyncio.wait([telling])
+        except asyncio.CancelledError as e:
+            cancelled = e
+    try:
+        telling.result()
+        if cancelled is not None:
+            raise cancelled
+    finally:
+        del cancelled  # its traceback has this frame
 
 
 async def _forget_failure(writer: asyncio.StreamWriter) -> None:

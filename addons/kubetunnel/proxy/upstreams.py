@@ -214,16 +214,20 @@ async def _serve(
     connection.timestamp_tcp_setup = time.time()
     connection.state = ConnectionState.OPEN
     connection.peername = (pod_port.address, pod_port.port)
+    handler.log(f"server connect {connection.address} -> {pod_port}", logging.DEBUG)
+    await handler.handle_hook(server_hooks.ServerConnectedHook(hook_data))
+    # from now on this task is cancelled when its writer breaks, and the layers have to hear of both beginning and end
     handler.transports[connection] = server.ConnectionIO(
         handler=asyncio.current_task(),
         reader=readers.wrap(connection, opened.reader),  # type: ignore[arg-type]
         writer=writer,
     )
-    handler.log(f"server connect {connection.address} -> {pod_port}", logging.DEBUG)
-    await handler.handle_hook(server_hooks.ServerConnectedHook(hook_data))
-    await handler.server_event(events.OpenConnectionCompleted(command, None))
     try:
+        await untraced.tell(handler, events.OpenConnectionCompleted(command, None))
         await handler.handle_connection(connection)
+    except asyncio.CancelledError:
+        await untraced.tell_end(handler, connection)
+        raise
     finally:
         connection.timestamp_end = time.time()
         await handler.handle_hook(server_hooks.ServerDisconnectedHook(hook_data))
