@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.test_protocols import H2C
-from tests.contract.test_refusals import LIMIT_S, refused
+from tests.contract.test_refusals import LIMIT_S, limit_s, refused
 from tests.proxy.loopback import connect, received, rest, socks5_request
 from tests.tunnel import Tunnel, curl
 
@@ -41,7 +41,7 @@ def socks5_reply(tunnel: Tunnel, host: str, port: int) -> int:
 
 @pytest.mark.parametrize(("host", "port", "reason", "status"), [*CODES, *LATE_ROWS])
 def test_http2(tunnel: Tunnel, host: str, port: int, reason: str, status: int) -> None:
-    answer = tunnel.get(f"{host}:{port}", "/", H2C, timeout_s=LIMIT_S)
+    answer = tunnel.get(f"{host}:{port}", "/", H2C, timeout_s=limit_s(reason))
     assert answer.http_version == "2"
     assert refused(answer) == (reason, status)
 
@@ -52,7 +52,7 @@ def test_tls(tunnel: Tunnel, host: str, port: int, reason: str, status: int, ver
     """The certificate is for the name that was asked for, also where there is no such Service."""
     at = f"::127.0.0.1:{tunnel.port}"
     url = f"https://{host}:{port}/"
-    answer = curl("--connect-to", at, "--cacert", f"{tunnel.confdir}/mitmproxy-ca-cert.pem", version, url, timeout_s=5)
+    answer = curl("--connect-to", at, "--cacert", f"{tunnel.confdir}/mitmproxy-ca-cert.pem", version, url, timeout_s=8)
     assert refused(answer) == (reason, status)
 
 
@@ -75,7 +75,7 @@ def test_http_learns_late_of_a_refused_port(
     tunnel: Tunnel, host: str, port: int, reason: str, status: int, tunnelling: tuple[str]
 ) -> None:
     way = ("-p", "-x", tunnel.url) if tunnelling == ("-p",) else ("--socks5-hostname", f"127.0.0.1:{tunnel.port}")
-    assert refused(curl(*way, f"http://{host}:{port}/", timeout_s=LIMIT_S)) == (reason, status)
+    assert refused(curl(*way, f"http://{host}:{port}/", timeout_s=limit_s(reason))) == (reason, status)
 
 
 @pytest.mark.parametrize(("host", "port", "reply"), [(row[0], row[1], row[4]) for row in ROWS])
