@@ -42,8 +42,9 @@ def test_every_error_has_a_reason_of_the_table() -> None:
     def below(cls: type[KubeTunnelError]) -> list[type[KubeTunnelError]]:
         return [cls, *(c for sub in cls.__subclasses__() for c in below(sub))]
 
-    # those of netsetup are for the terminal
-    for cls in (each for each in below(KubeTunnelError)[1:] if each.__module__.startswith("kubetunnel.")):
+    floors = ("kubetunnel.core.", "kubetunnel.cluster.", "kubetunnel.forward.", "kubetunnel.proxy.")
+    # others are for the terminal and the log
+    for cls in (each for each in below(KubeTunnelError)[1:] if each.__module__.startswith(floors)):
         assert cls("x").reason in CODES, cls
 
 
