@@ -20,6 +20,8 @@ from tests.proxy.test_troubles import get, told
 from tests.relay import Relay
 from tests.tunnel import Answer, Tunnel
 
+pytestmark = pytest.mark.alone
+
 BACK_S = 3.0  # the contract of issue 4: from the cluster's being back to the first request that works
 
 
