@@ -89,6 +89,9 @@ def run(wanted: Wanted, environ: Mapping[str, str] = os.environ) -> NoReturn:
     for name in _IGNORED_BY_PYTHON:
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # exec forgets what Python has noted and not yet raised: from here on Ctrl-C ends us itself
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         os.execve(program, list(wanted.command), dict(variables))  # noqa: S606 - no shell is what is wanted
     except OSError as e:
