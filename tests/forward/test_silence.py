@@ -69,6 +69,23 @@ async def test_a_new_stream_on_a_dead_upstream_fails_soon_and_the_next_works(api
     await forwards.aclose()
 
 
+async def test_a_dead_upstream_of_a_pod_that_is_gone_puts_everything_in_doubt(api: ApiServer, access: Access) -> None:
+    """Nobody told that the pod was replaced: the watches are as dead as the upstream."""
+    forwards = PortForwards(access, spares=0)
+    told: list[str] = []
+    access.suspicion.subscribe(told.append)
+    await closed(await opened(forwards))
+    api.sessions[0].silent = True
+    api.answers = [(404, b'{"kind":"Status","message":"pods \\"web\\" not found"}')]
+    reader, writer = await forwards.open_connection(to(ECHO))
+    writer.write(b"x")
+    async with asyncio.timeout(LIMIT_S):
+        with pytest.raises(StreamFailed, match="died in silence"):
+            await reader.read()
+    assert len(told) == 1
+    await forwards.aclose()
+
+
 async def test_an_exchange_on_an_old_stream_of_a_dead_upstream_fails_as_soon(
     api: ApiServer, forwards: PortForwards
 ) -> None:

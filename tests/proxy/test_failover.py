@@ -187,6 +187,38 @@ async def test_refused_and_good_requests_side_by_side(sim: SimCluster, tunnel: T
         assert [answer.reason for answer in answers] == ["ConnectionRefused", None] * 10
 
 
+async def test_a_repeat_avoids_the_pod_whose_connection_was_cut(sim: SimCluster, router: Router) -> None:
+    destination = await find(router)
+    for _ in range(4):  # at random it would be the other one each time once in 16 times
+        upstream = await router.open(destination)
+        assert await echoed(upstream, b"x") == b"x"
+        cut = upstream.target.pod_port
+        sim.faults.cut(f"demo/{cut.pod}")
+        with pytest.raises(OSError, match="cut"):
+            await upstream.reader.read()
+        error = error_of(upstream.reader.exception())
+        assert error is not None
+        upstream.attempts.lost(error)
+        repeated = await router.open(destination)
+        assert repeated.target.pod_port != cut
+        repeated.writer.close()
+        upstream.attempts._choices._failed_s.clear()
+
+
+async def test_a_pod_that_resets_a_connection_is_not_avoided(sim: SimCluster, router: Router) -> None:
+    upstream = await router.open(await find(router))
+    assert await echoed(upstream, b"x") == b"x"
+    sim.faults.set(f"demo/{upstream.target.pod_port.pod}", POD_PORT, reset=True)
+    upstream.writer.write(b"y")
+    with pytest.raises(OSError, match="reset") as failed:
+        await upstream.reader.read()
+    error = error_of(failed.value)
+    assert error is not None
+    upstream.attempts.lost(error)
+    assert not upstream.attempts._choices.failed_lately(upstream.target.pod_port)
+    upstream.writer.close()
+
+
 def test_failures_are_remembered_for_a_while() -> None:
     now_s = 0.0
     choices = Choices(random.Random(1), lambda: now_s)

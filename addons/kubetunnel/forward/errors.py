@@ -27,6 +27,10 @@ class DialTimeout(Timeout):
     """No port-forward to this pod in time. Another endpoint may do: its node may be another one."""
 
 
+class PodReset(UpstreamReset):
+    """The pod itself reset a connection: it is there, and says nothing against its next one."""
+
+
 class StreamFailed(OSError):  # noqa: N818  (a name of the errors' tree)
     """A stream's failure as its protocol sees it in `connection_lost`: asyncio's users catch OSError.
 
@@ -47,7 +51,7 @@ def stream_error(text: str, target: PodPort) -> KubeTunnelError:
         return UpstreamReset(f"The pod of {target} runs no more: {quoted}.", command=show)
     # before "refused": of two dials, to 127.0.0.1 and to ::1, the reset one reached a listener
     if "connection reset" in words or "broken pipe" in words:
-        return UpstreamReset(f"The pod reset the connection to {target}.")
+        return PodReset(f"The pod reset the connection to {target}.")
     if "connection refused" in words:
         return ConnectionRefused(f"Nothing listens on port {target.port} of pod {target.namespace}/{target.pod}.")
     if "timeout" in words or "timed out" in words:

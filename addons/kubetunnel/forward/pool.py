@@ -16,7 +16,7 @@ from dataclasses import replace
 from kubetunnel.cluster.access import ClusterAccess
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort
-from kubetunnel.core.errors import ClusterUnreachable, UpstreamReset
+from kubetunnel.core.errors import ClusterUnreachable, PodGone, UpstreamReset
 from kubetunnel.forward.dial import ANSWER_TIMEOUT_S, Dialer
 from kubetunnel.forward.errors import DialTimeout
 from kubetunnel.forward.facts import ForwardFacts
@@ -202,11 +202,15 @@ class PortForwards:
 
     async def dial(self, target: PodPort) -> Upstream:
         """A new upstream. Raises as `open`."""
-        upstream = await self._dialer.dial(target)
+        try:
+            upstream = await self._dialer.dial(target)
+        except PodGone:
+            # what is open to it is about to be found dead, and the watches that have not told of it are as dead
+            self._reached(target, "is gone, as a new one tells")
+            raise
         if upstream.retired:
             raise UpstreamReset(f"The port-forward of {target} ended at once: {upstream.retired}.")
-        if self._silences.reached((target.namespace, target.pod), asyncio.get_running_loop().time()):
-            self._access.suspicion.voice(f"{target.namespace}/{target.pod} was silent on an old one and is reached")
+        self._reached(target, "is reached")
         return upstream
 
     def keep(self, task: asyncio.Task[None]) -> None:
@@ -224,6 +228,10 @@ class PortForwards:
         for upstream, pod in list(self._of_upstream.items()):
             upstream.doubt()
             pod.changed(upstream)
+
+    def _reached(self, target: PodPort, how: str) -> None:
+        if self._silences.reached((target.namespace, target.pod), asyncio.get_running_loop().time()):
+            self._access.suspicion.voice(f"{target.namespace}/{target.pod} was silent on an old one and {how}")
 
     def _forget(self, upstream: Upstream) -> None:
         forward = self._of_upstream.pop(upstream, None)

@@ -26,7 +26,11 @@ class Silences:
         return self._told(len(self._died) > 1 or pod in self._reached)
 
     def reached(self, pod: PodName, now: float) -> bool:
-        """A new upstream of the pod is open. Whether other connections are in doubt now."""
+        """The API server answered for the pod on a new connection, if only that the pod is gone.
+
+        Returns:
+            Whether other connections are in doubt now.
+        """
         self._forget(now)
         self._reached[pod] = now
         return self._told(pod in self._died)

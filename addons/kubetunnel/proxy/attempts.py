@@ -20,7 +20,7 @@ from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.endpoints import Target, choose_target
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, PodGone, UpstreamReset
 from kubetunnel.core.health import prefer_healthy
-from kubetunnel.forward.errors import DialTimeout
+from kubetunnel.forward.errors import DialTimeout, PodReset
 from kubetunnel.forward.pod_streams import PodStreams
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,11 @@ class Attempts:
     def answered(self) -> None:
         """Something was heard of the latest endpoint."""
         self._choices.answered(self.target.pod_port)
+
+    def lost(self, error: KubeTunnelError) -> None:
+        """The stream ended with this error: where it is the way to the pod that broke, others are tried before it."""
+        if isinstance(error, UpstreamReset) and not isinstance(error, PodReset):
+            self._choices.failed(self.target.pod_port, error)
 
     @property
     def is_needlessly_alone(self) -> bool:

@@ -119,6 +119,7 @@ class Upstreams:
             return None
         error = error_of(opened.reader.exception()) if opened.reader else opened.error
         if error is not None:
+            opened.attempts.lost(error)  # before anybody who asks repeats his request
             self.lanes.explain(connection, error)
         return error
 
