@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from kubetunnel.core.durations import format_duration
+from kubetunnel.core.durations import format_duration, format_number
 from kubetunnel.core.settings import ServiceSettings, Setting, every_setting
 from kubetunnel.core.spoken import APP_PROTOCOLS
 
@@ -40,7 +40,7 @@ def allowed(setting: Setting) -> str:
         form = f"a list of {setting.takes}"
     if setting.least is None or setting.most is None:
         return form
-    shown = format_duration if setting.kind == "duration" else "{:g}".format
+    shown = format_duration if setting.kind == "duration" else format_number
     return f"{form}, {shown(setting.least)} to {shown(setting.most)}"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, get_type_hints
 
-from kubetunnel.core.durations import EXPECTED, format_duration, parse_duration
+from kubetunnel.core.durations import EXPECTED, format_duration, format_number, parse_duration
 from kubetunnel.core.names import zone_is_valid
 from kubetunnel.core.settings import Setting, Settings, ZoneSettings, every_setting
 from kubetunnel.forward_specs import parse_entry
@@ -57,7 +57,7 @@ def _plain(setting: Setting, value: Any) -> OptionValue:
             if setting.default is None and value in (None, ""):
                 return None
             number = _number(value)
-            _check_range(setting, number, str(number))
+            _check_range(setting, number, format_number(number))
             return number
         case "duration":
             text = _text(value, EXPECTED)
@@ -225,7 +225,7 @@ def _items(setting: Setting, value: Any) -> list[str]:
 
 
 def _check_range(setting: Setting, value: float, text: str) -> None:
-    shown = format_duration if setting.kind == "duration" else str
+    shown = format_duration if setting.kind == "duration" else format_number
     if setting.least is not None and value < setting.least:
         raise ValueError(f"{text} is less than {shown(setting.least)}")
     if setting.most is not None and value > setting.most:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubetunnel.core.durations import format_duration, parse_duration
+from kubetunnel.core.durations import format_duration, format_number, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,11 @@ def test_the_shortest_text(seconds: float, text: str) -> None:
 @given(st.integers(0, 10**8))
 def test_what_is_written_is_read_as_it_was(milliseconds: int) -> None:
     assert parse_duration(format_duration(milliseconds / 1000)) == pytest.approx(milliseconds / 1000, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (65535, "65535"), (100_000, "100000"), (1_000_000, "1,000,000"), (1 << 40, "1,099,511,627,776")],
+)
+def test_numbers_for_people(number: int, text: str) -> None:
+    assert format_number(number) == text

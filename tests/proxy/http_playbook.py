@@ -79,6 +79,7 @@ class Playbook:
         self.hook_names: list[str] = []
         self.connect_errors: dict[tuple[str, int], KubeTunnelError] = {}
         self.stream_errors: dict[Connection, KubeTunnelError] = {}
+        self.silences_s: dict[Connection, float] = {}
         self._queue: deque[events.Event] = deque()
         self.layer = KubeHttpLayer(
             Context(self.client, options), HTTPMode.regular, self, policy, self, self.aborted.append,
@@ -99,6 +100,9 @@ class Playbook:
 
     def resume(self, connection: Connection) -> None:
         self.paused.discard(connection)
+
+    def silent_s(self, connection: Connection) -> float:
+        return self.silences_s.get(connection, 0.0)
 
     def may_have_departed(self, client: Client) -> bool:
         return True

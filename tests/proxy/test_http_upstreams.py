@@ -12,6 +12,7 @@ from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.layer import HttpPolicy
 from kubetunnel.proxy.http.pool import UpstreamPool
 from kubetunnel.proxy.http.request import ExchangePolicy
+from kubetunnel.proxy.service_connections import NoRoom
 from tests.proxy.http_playbook import H2Peer, Playbook, stream_bodies
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -434,3 +435,96 @@ def test_connect_becomes_a_pipe() -> None:
     assert book.to_client() == b"HTTP/1.1 200 Connection established\r\n\r\n"
     book.from_client(b"anything")
     assert asked == [b"anything"]
+
+
+# limits of time and number
+
+
+def test_nobody_waits_for_a_free_upstream_for_ever() -> None:
+    policy = HttpPolicy(ExchangePolicy(response_header_timeout_s=5.0), max_upstreams=1)
+    book = Playbook(h2_client=True, policy=policy)
+    peer = book.h2_client()
+    peer.request()
+    book.pass_time(2)
+    second = peer.request()
+    book.pass_time(2)
+    third = peer.request()
+    book.from_upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")  # busy, and no deadline of its own any more
+    book.pass_time(2.9)
+    peer.flush()
+    assert peer.status(second) is None
+    book.pass_time(0.2)
+    peer.flush()
+    assert peer.status(second) == "504"
+    assert peer.fields(second)["x-kube-tunnel-error"] == "Timeout"
+    assert b"pool.max_connections_per_service" in peer.body(second)
+    assert peer.status(third) is None
+    book.from_upstream(b"ok")
+    book.from_upstream(OK)
+    peer.flush()
+    assert peer.status(third) == "200"
+    assert nothing_is_left(book)
+
+
+def test_want_of_room_ends_only_those_who_waited_for_it() -> None:
+    policy = HttpPolicy(ExchangePolicy(response_header_timeout_s=5.0))
+    book = Playbook(h2_client=True, policy=policy, open_at_once=False)
+    peer = book.h2_client()
+    book.connect_errors["api.shop", 80] = NoRoom("full")
+    first = peer.request()
+    book.pass_time(3)
+    second = peer.request()
+    book.pass_time(2)
+    book.opened(error="full")
+    peer.flush()
+    assert peer.status(first) == "504"
+    assert peer.status(second) is None
+    book.opened()
+    book.from_upstream(OK)
+    peer.flush()
+    assert peer.status(second) == "200"
+    assert nothing_is_left(book)
+
+
+READ_TIMEOUT = HttpPolicy(ExchangePolicy(read_timeout_s=3.0))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_pod_that_stops_in_the_middle_of_its_response(streamed: bool) -> None:
+    hooks = {"responseheaders": stream_bodies} if streamed else {}
+    book = Playbook(policy=READ_TIMEOUT, **hooks)
+    book.from_client(request())
+    book.from_upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\no")
+    book.silences_s[book.upstreams[0]] = 1.0  # a byte came later than the head
+    book.pass_time(3)
+    assert not book.closed
+    book.silences_s[book.upstreams[0]] = 3.0
+    book.pass_time(2)
+    assert book.upstreams[0] in book.closed
+    told = book.to_client()
+    if streamed:
+        assert told.startswith(b"HTTP/1.1 200 OK")
+        assert book.client in book.closed or book.aborted
+    else:
+        assert told.startswith(b"HTTP/1.1 504 ")
+        assert b"nothing more of its response came in 3 s" in told
+
+
+def test_a_pod_is_not_blamed_for_a_client_that_reads_slowly() -> None:
+    book = Playbook(policy=READ_TIMEOUT, responseheaders=stream_bodies)
+    book.from_client(request())
+    book.from_upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\no")
+    for _ in range(5):
+        book.pass_time(3)  # and nobody reads from the pod meanwhile: silences_s has none
+    book.from_upstream(b"k!!")
+    assert book.to_client().endswith(b"\r\n\r\nok!!")
+
+
+@pytest.mark.parametrize("head", [b"Transfer-Encoding: chunked\r\n", b"Content-Type: text/event-stream\r\n"])
+def test_a_stream_may_be_silent(head: bytes) -> None:
+    book = Playbook(policy=READ_TIMEOUT, responseheaders=stream_bodies)
+    book.from_client(request())
+    book.from_upstream(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n")
+    book.silences_s[book.upstreams[0]] = 1000.0
+    book.pass_time(1000)
+    assert not book.closed

@@ -1,4 +1,4 @@
-"""Durations as Go writes them (`time.ParseDuration`): `30s`, `1m30s`, `100ms`, `1.5h`; in capitals too."""
+"""Durations as Go writes them (`time.ParseDuration`): `30s`, `1m30s`, `100ms`, `1.5h`; in capitals too. And numbers."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(rest, 60)
     parts = [f"{value:g}{unit}" for value, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if value]
     return "".join(parts) or "0s"
+
+
+def format_number(number: float) -> str:
+    """As people read it: 65535, as ports are written, but 1,000,000."""
+    return f"{number:,}" if abs(number) >= 1_000_000 else f"{number:g}"

@@ -117,6 +117,13 @@ class HttpSettings:
     trust_port_headers: bool = _setting(
         False, "Take the port from X-Original-Port or X-Forwarded-Port, of clients on this machine."
     )
+    read_timeout_s: float = _setting(
+        30.0, "Between two pieces of a response whose length is known; streams may be silent for as long as they like.",
+        env="KTUN_READ_TIMEOUT", least=0.001, most=86400,
+    )  # fmt: skip
+    write_timeout_s: float = _setting(
+        30.0, "Between two pieces of a request that a pod takes.", env="KTUN_WRITE_TIMEOUT", least=0.001, most=86400
+    )
     response_header_timeout_s: float = _setting(
         30.0, "From the end of a request to the head of its response.", env="KTUN_RESPONSE_HEADER_TIMEOUT",
         least=0.001, most=86400,
@@ -148,8 +155,19 @@ class GrpcSettings:
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """Upstreams that are kept."""
+    """Connections to pods, of all clients together."""
 
+    max_connections_per_service: int = _setting(
+        100, "Connections to one Service at once. A request beyond them waits for http.response_header_timeout, and is "
+        "refused then.", env="KTUN_MAX_CONNS_HOST", least=1, most=100_000,
+    )  # fmt: skip
+    max_idle: int = _setting(
+        200, "Unused connections that are kept for later requests; the longest unused go first.", env="KTUN_MAX_IDLE",
+        least=0, most=100_000,
+    )  # fmt: skip
+    max_idle_per_service: int = _setting(
+        50, "Of these, those to one Service.", env="KTUN_MAX_IDLE_HOST", least=0, most=100_000
+    )
     idle_timeout_s: float = _setting(
         300.0, "Unused upstreams, watches and listeners end after it.", env="KTUN_IDLE_TIMEOUT", least=1, most=86400
     )

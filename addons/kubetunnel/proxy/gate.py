@@ -118,6 +118,7 @@ class Gate:
         settings = self._router.settings
         exchange = ExchangePolicy(
             response_header_timeout_s=settings.http.response_header_timeout_s,
+            read_timeout_s=settings.http.read_timeout_s,
             grpc_timeout_s=settings.grpc.timeout_s,
             retry_max=settings.retry.max,
             retry_delay_s=settings.retry.delay_s,
@@ -127,7 +128,12 @@ class Gate:
             context,
             mode,
             self._upstreams,
-            HttpPolicy(exchange, idle_timeout_s=settings.pool.idle_timeout_s),
+            HttpPolicy(
+                exchange,
+                max_upstreams=settings.pool.max_connections_per_service,
+                max_idle=settings.pool.max_idle_per_service,
+                idle_timeout_s=settings.pool.idle_timeout_s,
+            ),
             self._upstreams.readers,
             self._relays.reset,
             lanes=self._upstreams.lanes,

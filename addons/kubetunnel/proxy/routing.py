@@ -24,6 +24,7 @@ from kubetunnel.forward.pod_streams import PodStreams
 from kubetunnel.proxy.attempts import Attempts, Choices
 from kubetunnel.proxy.clusters import Clusters, Session
 from kubetunnel.proxy.failover import FailoverStream
+from kubetunnel.proxy.http.writing import TimedWriter
 from kubetunnel.proxy.http2_probe import speaks_http2
 from kubetunnel.proxy.refusals import explain
 
@@ -45,6 +46,11 @@ class Destination:
     sticky: bool = False  # Service.spec.sessionAffinity is ClientIP
     spoken: Spoken = Spoken(tls=False)  # noqa: RUF009 - frozen
     settings: ServiceSettings = field(default_factory=lambda: ServiceSettings("*"))
+
+    @property
+    def service(self) -> str:
+        """The full name of the Service, for a Pod's name too."""
+        return str(self.name.service if isinstance(self.name, PodName) else self.name)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -243,7 +249,9 @@ class Router:
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         stream = FailoverStream(attempts, protocol)
         await stream.open()
-        return Upstream(attempts, reader, asyncio.StreamWriter(stream, protocol, reader, loop))
+        peer = f"{destination.name}:{destination.port}"
+        timeout_s = self._settings.http.write_timeout_s
+        return Upstream(attempts, reader, TimedWriter(stream, protocol, reader, timeout_s=timeout_s, peer=peer))
 
     @property
     def _zones(self) -> tuple[str, ...]:

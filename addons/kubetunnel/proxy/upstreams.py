@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import AsyncExitStack
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ from kubetunnel.proxy.http.reading import PausableReaders
 from kubetunnel.proxy.mode import KubeMode
 from kubetunnel.proxy.refusals import own_failure
 from kubetunnel.proxy.routing import Destination, Router, error_of
+from kubetunnel.proxy.service_connections import ServiceConnections
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 
 logger = logging.getLogger(__name__)
@@ -81,7 +83,8 @@ class Upstreams:
         self._router = router
         self.virtual = virtual or VirtualDestinations()
         self.readers = PausableReaders()
-        self.lanes = Lanes()
+        self.connections = ServiceConnections(lambda: router.settings.pool)
+        self.lanes = Lanes(self.connections)
         self._opened: WeakKeyDictionary[Connection, Opened] = WeakKeyDictionary()
         self._settled: WeakKeyDictionary[Client, set[tuple[str, int]]] = WeakKeyDictionary()
         self._connect_errors: WeakKeyDictionary[Client, dict[tuple[str, int], KubeTunnelError]] = WeakKeyDictionary()
@@ -135,15 +138,28 @@ class Upstreams:
         if not connection.address or not self._is_ours(handler.client, connection.address[0]):
             await ProxyConnectionHandler.open_connection(handler, command)
             return
-        address = connection.address[0], connection.address[1]
         hook_data = server_hooks.ServerConnectionHookData(client=handler.client, server=connection)
         await handler.handle_hook(server_hooks.ServerConnectHook(hook_data))
         if killed := connection.error:
             await _fail(handler, command, hook_data, f"Connection killed: {killed}")
             return
         connection.timestamp_start = time.time()
+        async with AsyncExitStack() as held:
+            await self._open_and_serve(handler, command, hook_data, held)
+
+    async def _open_and_serve(
+        self,
+        handler: ProxyConnectionHandler,
+        command: commands.OpenConnection,
+        hook_data: server_hooks.ServerConnectionHookData,
+        held: AsyncExitStack,
+    ) -> None:
+        """`held`: has what the connection has to let go of at its end."""
+        connection = command.connection
+        assert connection.address is not None  # noqa: S101 - it is what to open
+        address = connection.address[0], connection.address[1]
         try:
-            opened, writer = await self._open(connection, address, handler.client)
+            opened, writer = await self._open(connection, address, handler.client, held)
         except KubeTunnelError as e:
             self._remember_error(handler.client, connection, address, e)
             await _fail(handler, command, hook_data, str(e))
@@ -158,6 +174,7 @@ class Upstreams:
             return
         self._opened[connection] = opened
         self.lanes.opened(connection, writer.transport, opened.explain)
+        self.connections.opened(connection, opened.destination.service, writer.close)
         self._connect_errors.get(handler.client, {}).pop(address, None)
         try:
             await _serve(handler, command, hook_data, opened, writer, self.readers)
@@ -165,6 +182,7 @@ class Upstreams:
             writer.close()
             opened.end()
             self.lanes.closed(connection)
+            self.connections.closed(connection)
 
     def _is_ours(self, client: Client, host: str) -> bool:
         # in our own mode nothing but the cluster is ever dialled
@@ -178,7 +196,7 @@ class Upstreams:
         self._unopened[connection] = copy(error)
 
     async def _open(
-        self, connection: Server, address: tuple[str, int], client: Client
+        self, connection: Server, address: tuple[str, int], client: Client, held: AsyncExitStack
     ) -> tuple[Opened, asyncio.StreamWriter]:
         started = time.monotonic()
         if address in self._settled.get(client, ()):
@@ -188,6 +206,8 @@ class Upstreams:
         name = await self._router.parse(self.virtual.host(address[0]))
         destination = await self._router.find(name, request)
         connection.address = destination.address
+        wait_s = self._router.settings.http.response_header_timeout_s
+        await held.enter_async_context(self.connections.room(destination.service, wait_s))
         if not destination.spoken.tls:  # with TLS, ALPN tells
             version = await self._router.http_version(destination, client_http2=client.alpn == b"h2")
             connection.alpn = b"h2" if version is Http.HTTP2 else None

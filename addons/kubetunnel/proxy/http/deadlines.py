@@ -17,6 +17,9 @@ class Deadlines[Key]:
     def __len__(self) -> int:
         return len(self._at_s)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._at_s
+
     def set(self, key: Key, at_s: float) -> bool:
         """Sets one; True where a wakeup at that time is to be asked for, as none is due before it."""
         self._at_s[key] = at_s

@@ -26,7 +26,7 @@ class InformationalResponse(base.HttpEvent):
 
 @dataclass
 class DeadlinePassed(base.HttpEvent):
-    """The time for the response's headers is over."""
+    """The time for the response's headers, or for more of it, is over."""
 
 
 @dataclass
@@ -124,10 +124,14 @@ class UpstreamDraining(base.HttpCommand):
 
 @dataclass
 class AwaitResponse(base.HttpCommand):
-    """Sets the exchange's deadline for response headers, in seconds from now; None takes it back."""
+    """Sets the exchange's deadline for response headers, in seconds from now; None takes it back.
+
+    `silence`: it is for the rest of the response, and passes when nothing came of the upstream for so long.
+    """
 
     stream_id: int
     timeout_s: float | None
+    silence: bool = False
 
 
 @dataclass

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from mitmproxy.connection import Connection, Server
 
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.proxy.service_connections import ServiceConnections
 
 type Explain = Callable[[KubeTunnelError], None]
 
@@ -25,9 +26,14 @@ class _Opened:
 
 
 class Lanes:
-    """Facts of upstreams, for as long as anybody knows these."""
+    """Facts of upstreams, for as long as anybody knows these.
 
-    def __init__(self) -> None:
+    Args:
+        connections: bounds what all clients keep.
+    """
+
+    def __init__(self, connections: ServiceConnections | None = None) -> None:
+        self.connections = connections or ServiceConnections()
         self._shared: WeakSet[Server] = WeakSet()
         self._opened: WeakKeyDictionary[Connection, _Opened] = WeakKeyDictionary()
 

@@ -52,6 +52,10 @@ class Reading(Protocol):
         """Goes on."""
         ...
 
+    def silent_s(self, connection: Connection) -> float:
+        """For how long we have been waiting for its next bytes; 0 while we do not."""
+        ...
+
     def may_have_departed(self, client: Client) -> bool:
         """Whether a client that sends no more may be gone altogether."""
         ...
@@ -85,6 +89,7 @@ class KubeHttpLayer(UpstreamSide):
         self._reading = reading
         self._abort = abort
         self._deadlines: Deadlines[int] = Deadlines()
+        self._silences_s: dict[int, float] = {}  # by stream
         self._throttled: dict[int, tuple[Connection, Connection]] = {}  # stream: from, to
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -97,6 +102,7 @@ class KubeHttpLayer(UpstreamSide):
             self._wakeups.discard(event.command)
             yield from self._end_of_time()
             yield from self.ask_for_delayed()
+            yield from self.refuse_queued()
             yield from self.close_idle()
         elif isinstance(event, events.ConnectionEvent):
             yield from self._connection_event(event)
@@ -187,9 +193,12 @@ class KubeHttpLayer(UpstreamSide):
     def _drop(self, stream_id: int) -> layer.CommandGenerator[None]:
         self.streams.pop(stream_id, None)
         self._deadlines.discard(stream_id)
+        self._silences_s.pop(stream_id, None)
         yield from self._unthrottle(stream_id)
 
     def _set_deadline(self, command: AwaitResponse) -> layer.CommandGenerator[None]:
+        if command.silence and command.timeout_s is not None:
+            self._silences_s[command.stream_id] = command.timeout_s
         if command.timeout_s is None:
             self._deadlines.discard(command.stream_id)
         elif self._deadlines.set(command.stream_id, self._clock() + command.timeout_s):
@@ -197,8 +206,24 @@ class KubeHttpLayer(UpstreamSide):
 
     def _end_of_time(self) -> layer.CommandGenerator[None]:
         for stream_id in self._deadlines.passed(self._clock()):
-            yield from self._receive(DeadlinePassed(stream_id))
+            left_s = self._left_of_silence_s(stream_id)
+            if left_s > 0:
+                self._deadlines.set(stream_id, self._clock() + left_s)
+            else:
+                yield from self._receive(DeadlinePassed(stream_id))
         yield from self.wake_at(self._deadlines.next_wakeup(self._clock()))
+
+    def _left_of_silence_s(self, stream_id: int) -> float:
+        """How much longer the upstream of this response may be silent, 0 where that does not matter.
+
+        It is silent while we wait for it, and not while it waits for us: for a client that reads slowly.
+        """
+        allowed_s, stream = self._silences_s.get(stream_id), self.streams.get(stream_id)
+        if allowed_s is None or self._reading is None or not isinstance(stream, KubeHttpStream):
+            return 0.0
+        if stream_id in self._throttled:
+            return allowed_s
+        return allowed_s - self._reading.silent_s(stream.flow.server_conn)
 
     # flow control
 

@@ -130,6 +130,18 @@ class UpstreamPool:
         state = self._states.setdefault(request.origin, _State())
         state.waiting.append(_Asked(request, state.opened if request.fresh else None))
 
+    def oldest_stuck(self, origin: Origin) -> GetUpstream | None:
+        """The request that has been queued for longest, where no upstream may be opened for it nor is being opened."""
+        state = self._states[origin]
+        if not state.waiting or state.opening or state.open < self._max_upstreams:
+            return None
+        return state.waiting[0].request
+
+    def withdraw(self, request: GetUpstream) -> None:
+        """Takes the oldest queued request back."""
+        withdrawn = self._states[request.origin].waiting.popleft()
+        assert withdrawn.request is request  # noqa: S101 - as documented
+
     def begin(self, origin: Origin, connection: Server, *, shared: bool = False) -> None:
         """An upstream is being opened."""
         self._known[connection] = _Known(origin, shared)
@@ -145,10 +157,18 @@ class UpstreamPool:
         state.protocol = protocol
         (state.shared if protocol == "h2" else state.idle).append(connection)
 
-    def failed(self, connection: Server) -> list[GetUpstream]:
-        """It did not open: returns the requests for which that was the upstream to come."""
+    def failed(self, connection: Server, has_waited: Callable[[GetUpstream], bool] | None = None) -> list[GetUpstream]:
+        """It did not open: returns the requests for which that was the upstream to come.
+
+        `has_waited`: there was no room for it, which is the end only of those that have waited for long enough.
+        """
         state = self._states[self._known.pop(connection).origin]
         state.opening -= 1
+        if has_waited is not None:
+            expired = []
+            while state.waiting and has_waited(state.waiting[0].request):
+                expired.append(state.waiting.popleft().request)
+            return expired
         count = 1 if state.protocol == "http/1" else len(state.waiting)
         return [state.waiting.popleft().request for _ in range(min(count, len(state.waiting)))]
 
@@ -165,6 +185,12 @@ class UpstreamPool:
         if connection in state.shared:
             state.shared.remove(connection)
             state.draining.add(connection)
+
+    def is_kept(self, connection: Server) -> bool:
+        """Whether it waits for requests; an HTTP/2 one may have some."""
+        known = self._known.get(connection)
+        state = self._states[known.origin] if known else _State()
+        return connection in state.idle or connection in state.shared
 
     def retire(self, connection: Server) -> None:
         """It is about to be closed, since it serves nobody: it takes no more requests."""

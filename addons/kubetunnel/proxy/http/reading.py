@@ -6,6 +6,7 @@ What an HTTP/1 sender sends and an HTTP/2 reader does not take would otherwise w
 from __future__ import annotations
 
 import asyncio
+import time
 from ipaddress import ip_address
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -37,11 +38,13 @@ class PausableReader:
         self.may_read = asyncio.Event()
         self.may_read.set()
         self.is_reading = False
+        self.reading_since_s = 0.0
 
     async def read(self, n: int, /) -> bytes:
         """As the reader's; none where it fails."""
         await self.may_read.wait()
         self.is_reading = True
+        self.reading_since_s = time.monotonic()
         try:
             return await self.reader.read(n)
         except OSError as e:
@@ -71,6 +74,11 @@ class PausableReaders:
         """Nothing more is to be read for now. No effect on a connection whose reader was not wrapped."""
         if reader := self._readers.get(connection.id):
             reader.may_read.clear()
+
+    def silent_s(self, connection: Connection) -> float:
+        """For how long we have been waiting for its next bytes; 0 while we do not."""
+        reader = self._readers.get(connection.id)
+        return time.monotonic() - reader.reading_since_s if reader is not None and reader.is_reading else 0.0
 
     def may_have_departed(self, client: Client) -> bool:
         """Whether a client that sends no more may be gone altogether; of one on another machine that is not known."""

@@ -54,11 +54,13 @@ class ExchangePolicy:
     """Limits of one exchange. None: no limit.
 
     Args:
+        read_timeout_s: between two pieces of a response whose length is known.
         retry_max: how often a request may be sent again.
         retry_delay_s: the ceiling of the first delay before that, doubled for each.
     """
 
     response_header_timeout_s: float | None = None  # from the end of the request
+    read_timeout_s: float | None = None
     grpc_timeout_s: float | None = None  # from the end of the request of a call that brings no grpc-timeout
     retry_max: int = 2  # the contract's section 3
     retry_delay_s: float = 0.1

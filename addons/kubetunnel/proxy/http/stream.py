@@ -66,9 +66,16 @@ class KubeHttpStream(RequestHalf):
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> layer.CommandGenerator[None]:
         if self.sent:
             self.sent.forget()
-        if self.timeout_s is not None:
+        if self._ends_by_itself(event):
+            yield AwaitResponse(self.stream_id, self.policy.read_timeout_s, silence=True)
+        elif self.timeout_s is not None:
             yield AwaitResponse(self.stream_id, None)
         yield from super().state_wait_for_response_headers(event)
+
+    def _ends_by_itself(self, event: ResponseHeaders) -> bool:
+        """Whether the pod owes a certain number of bytes. Without a length it may be a stream with nothing to say."""
+        is_sized = "content-length" in event.response.headers and not event.end_stream
+        return is_sized and self.policy.read_timeout_s is not None and not is_grpc(self.flow.request)
 
     def start_response_stream(self) -> layer.CommandGenerator[None]:
         assert self.flow.response
@@ -129,6 +136,14 @@ class KubeHttpStream(RequestHalf):
         if self.server_state == self.state_wait_for_response_headers and self.flow.response is None:
             yield from self.abandon_upstream()
             yield from self.refuse(Timeout(f"{self._where} sent no response headers in {self.timeout_s:g} s."))
+        elif self.server_state in (self.state_consume_response_body, self.state_stream_response_body):
+            silence = f"nothing more of its response came in {self.policy.read_timeout_s:g} s"
+            yield from self.abandon_upstream()
+            if self.server_state == self.state_consume_response_body:
+                yield from self.refuse(Timeout(f"{self._where}: {silence}."))
+            else:
+                failure = UpstreamFailed(self.stream_id, silence, ended=True, answered=True)
+                yield from super().handle_protocol_error(failure)
 
     def abandon_upstream(self) -> layer.CommandGenerator[None]:
         """Nobody waits for what the pod does for us. No effect on an upstream that serves others by now."""

@@ -15,15 +15,23 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, RegisterHttpConnection, _upstream_proxy
 
-from kubetunnel.core.errors import UpstreamProtocol
+from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol
 from kubetunnel.proxy.http.client import KubeHttpClient
 from kubetunnel.proxy.http.deadlines import Deadlines
-from kubetunnel.proxy.http.events import GetUpstream, GetUpstreamCompleted, Origin, UpstreamDraining, UpstreamFree
+from kubetunnel.proxy.http.events import (
+    GetUpstream,
+    GetUpstreamCompleted,
+    Lease,
+    Origin,
+    UpstreamDraining,
+    UpstreamFree,
+)
 from kubetunnel.proxy.http.failures import Failures
 from kubetunnel.proxy.http.h2_client import KubeHttp2Client
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.pool import MAX_IDLE, MAX_UPSTREAMS, Assign, Open, Refuse, UpstreamPool
 from kubetunnel.proxy.http.request import ExchangePolicy
+from kubetunnel.proxy.service_connections import NoRoom
 
 IDLE_TIMEOUT_S = 300.0  # the default of pool.idle_timeout
 
@@ -62,6 +70,8 @@ class UpstreamSide(HttpLayer):
         self._clock = clock
         self._idle: Deadlines[Server] = Deadlines()
         self._delayed: Deadlines[GetUpstream] = Deadlines()
+        self._queues: Deadlines[Origin] = Deadlines()
+        self._asked_s: dict[GetUpstream, float] = {}
         self._wakeups: set[commands.RequestWakeup] = set()
 
     @abstractmethod
@@ -74,30 +84,66 @@ class UpstreamSide(HttpLayer):
             if self._delayed.set(request, self._clock() + request.delay_s):
                 yield self.wake_in(request.delay_s)
             return
-        self.pool.ask(request)
-        yield from self._serve(request.origin)
+        yield from self._ask(request)
 
     def ask_for_delayed(self) -> layer.CommandGenerator[None]:
         """To be called at a wakeup."""
         for request in self._delayed.passed(self._clock()):
-            self.pool.ask(request)
-            yield from self._serve(request.origin)
+            yield from self._ask(request)
         yield from self.wake_at(self._delayed.next_wakeup(self._clock()))
+
+    def _ask(self, request: GetUpstream) -> layer.CommandGenerator[None]:
+        self._asked_s[request] = self._clock()
+        self.pool.ask(request)
+        yield from self._serve(request.origin)
+
+    def _note_queue(self, origin: Origin) -> layer.CommandGenerator[None]:
+        """Somebody waits until an upstream gets free: not for ever."""
+        wait_s = self.policy.exchange.response_header_timeout_s
+        if wait_s is None or origin in self._queues or (oldest := self.pool.oldest_stuck(origin)) is None:
+            return
+        if self._queues.set(origin, self._asked_s[oldest] + wait_s):
+            yield self.wake_in(max(0.0, self._asked_s[oldest] + wait_s - self._clock()))
+
+    def refuse_queued(self) -> layer.CommandGenerator[None]:
+        """To be called at a wakeup. Who waits because all upstreams are in use has waited for long enough."""
+        wait_s = self.policy.exchange.response_header_timeout_s or 0.0
+        for origin in self._queues.passed(self._clock()):
+            while (oldest := self.pool.oldest_stuck(origin)) and self._has_waited(oldest):
+                self.pool.withdraw(oldest)
+                limit = self.policy.max_upstreams
+                error = Timeout(
+                    f"{origin.address[0]}:{origin.address[1]}: this client has {limit} connections in use, as many as "
+                    f"pool.max_connections_per_service allows, and none of them got free in {wait_s:g} s.",
+                    command=f"KTUN_MAX_CONNS_HOST={2 * limit} kube-tunnel",
+                )
+                yield from self._reply(oldest, error)
+            yield from self._note_queue(origin)
+        yield from self.wake_at(self._queues.next_wakeup(self._clock()))
+
+    def _has_waited(self, request: GetUpstream) -> bool:
+        wait_s = self.policy.exchange.response_header_timeout_s or 0.0
+        return self._asked_s[request] + wait_s <= self._clock()
+
+    def _reply(self, request: GetUpstream, reply: Lease | KubeTunnelError) -> layer.CommandGenerator[None]:
+        self._asked_s.pop(request, None)
+        stream = self.command_sources.pop(request)
+        yield from self.event_to_child(stream, GetUpstreamCompleted(request, reply))
 
     def _serve(self, origin: Origin) -> layer.CommandGenerator[None]:
         while step := self.pool.next_step(origin):
             if isinstance(step, Assign):
                 self._idle.discard(step.lease.connection)
-                stream = self.command_sources.pop(step.request)
-                yield from self.event_to_child(stream, GetUpstreamCompleted(step.request, step.lease))
+                self.lanes.connections.used(step.lease.connection)
+                yield from self._reply(step.request, step.lease)
             elif isinstance(step, Open):
                 yield from self.open_upstream(step.origin, shared=step.shared)
             elif isinstance(step, Refuse):
                 error = UpstreamProtocol("The tunnel itself failed: no upstream that it opened does for the request.")
-                stream = self.command_sources.pop(step.request)
-                yield from self.event_to_child(stream, GetUpstreamCompleted(step.request, error))
+                yield from self._reply(step.request, error)
             else:
                 yield commands.CloseConnection(step.connection)
+        yield from self._note_queue(origin)
 
     def open_upstream(self, origin: Origin, *, shared: bool = False) -> layer.CommandGenerator[layer.Layer]:
         """Begins to open one. Returns its lowest layer."""
@@ -143,10 +189,11 @@ class UpstreamSide(HttpLayer):
             error = self.failures.connect_error(self.context.client, origin.address)
             error = error or UpstreamProtocol(f"{where}: {command.err}.")
             self.connections.pop(server, None)
-            for request in self.pool.failed(server):
-                stream = self.command_sources.pop(request)
-                yield from self.event_to_child(stream, GetUpstreamCompleted(request, error))
+            has_waited = self._has_waited if isinstance(error, NoRoom) else None
+            for request in self.pool.failed(server, has_waited):
+                yield from self._reply(request, error)
         yield from self._serve(origin)
+        self._offer(server)
 
     def upstream_changed(self, command: UpstreamFree | UpstreamDraining) -> layer.CommandGenerator[None]:
         """It is free for others, or no more."""
@@ -159,6 +206,12 @@ class UpstreamSide(HttpLayer):
             self.pool.release(server)
             yield from self._note_idle(server)
         yield from self._serve(self.pool.origin(server))
+        self._offer(server)
+
+    def _offer(self, server: Server) -> None:
+        """Counts it with what is kept, if it is still there and none of our own requests has taken it."""
+        if self.pool.is_kept(server) and not self._serves_others(server):
+            self.lanes.connections.idle(server)
 
     def _serves_others(self, server: Server) -> bool:
         handler = self.connections.get(server)

@@ -1,0 +1,131 @@
+"""How many connections there are to one Service, over all clients, and which of them serve nobody.
+
+Each client keeps its own upstreams for its next requests (`http/pool.py`). The sum is bounded here: what is kept too
+much is closed, the longest unused first, and so is what is kept by one client while another waits for room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from mitmproxy.connection import Connection, ConnectionState
+
+from kubetunnel.core.errors import Timeout
+from kubetunnel.core.settings import PoolSettings
+
+
+class NoRoom(Timeout):
+    """The Service has as many connections as it may have, and none of them ended in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    service: str
+    close: Callable[[], None]
+
+
+class ServiceConnections:
+    """To be told of every upstream.
+
+    Args:
+        limits: those that hold now.
+    """
+
+    def __init__(self, limits: Callable[[], PoolSettings] = PoolSettings) -> None:
+        self._limits = limits
+        self._open: Counter[str] = Counter()
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._known: dict[Connection, _Known] = {}
+        self._idle: dict[Connection, None] = {}  # the longest unused first
+
+    @asynccontextmanager
+    async def room(self, service: str, wait_s: float) -> AsyncIterator[None]:
+        """Room for one connection; to be held for as long as there is one. Raises NoRoom where there is none."""
+        await self._enter(service, wait_s)
+        try:
+            yield
+        finally:
+            self._leave(service)
+
+    async def _enter(self, service: str, wait_s: float) -> None:
+        limit = self._limits().max_connections_per_service
+        if self._open[service] < limit:
+            self._open[service] += 1
+            return
+        room = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(service, deque())
+        waiting.append(room)
+        self._close_oldest(service)
+        try:
+            async with asyncio.timeout(wait_s):
+                await room
+        except BaseException as e:
+            if room.done() and not room.cancelled():
+                self._leave(service)  # it was ours just when we gave up
+            elif room in waiting:
+                waiting.remove(room)
+            if isinstance(e, TimeoutError):
+                raise NoRoom(
+                    f"{service} has {limit} connections, as many as pool.max_connections_per_service allows, and none "
+                    f"of them ended in {wait_s:g} s.",
+                    command=f"KTUN_MAX_CONNS_HOST={2 * limit} kube-tunnel",
+                ) from None
+            raise
+        finally:
+            if not waiting:
+                self._waiting.pop(service, None)
+
+    def _leave(self, service: str) -> None:
+        self._open[service] -= 1
+        waiting = self._waiting.get(service, ())
+        while waiting and self._open[service] < self._limits().max_connections_per_service:
+            room = waiting.popleft()
+            if not room.done():
+                self._open[service] += 1
+                room.set_result(None)
+        if not self._open[service]:
+            del self._open[service]
+
+    # those that are kept
+
+    def opened(self, connection: Connection, service: str, close: Callable[[], None]) -> None:
+        """It is open. `close` ends it."""
+        self._known[connection] = _Known(service, close)
+
+    def closed(self, connection: Connection) -> None:
+        """It is not any more."""
+        self._known.pop(connection, None)
+        self._idle.pop(connection, None)
+
+    def used(self, connection: Connection) -> None:
+        """It serves somebody."""
+        self._idle.pop(connection, None)
+
+    def idle(self, connection: Connection) -> None:
+        """It serves nobody. Closes what is kept too much."""
+        known = self._known.get(connection)
+        if known is None:
+            return
+        self._idle.pop(connection, None)
+        self._idle[connection] = None
+        limits, service = self._limits(), known.service
+        of_service = sum(self._known[each].service == service for each in self._idle)
+        if self._waiting.get(service) or of_service > limits.max_idle_per_service:
+            self._close_oldest(service)
+        while len(self._idle) > limits.max_idle:
+            self._close(next(iter(self._idle)))
+
+    def _close_oldest(self, service: str) -> None:
+        for connection in self._idle:
+            if self._known[connection].service == service:
+                self._close(connection)
+                return
+
+    def _close(self, connection: Connection) -> None:
+        del self._idle[connection]
+        connection.state &= ~ConnectionState.CAN_WRITE  # its client takes it for none that it may still use
+        self._known[connection].close()

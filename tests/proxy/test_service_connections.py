@@ -1,0 +1,125 @@
+"""The connections to a Service, over all clients: how many there may be, who waits, and which are closed for others."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from mitmproxy.connection import ConnectionState, Server
+
+from kubetunnel.core.settings import PoolSettings
+from kubetunnel.proxy.service_connections import NoRoom, ServiceConnections
+
+API, WEB = "api.shop.svc.cluster.local", "web.shop.svc.cluster.local"
+LONG_S = 60.0
+
+
+class Kept:
+    """Connections that are kept; `closed` has the numbers of those that were closed."""
+
+    def __init__(self, limits: PoolSettings) -> None:
+        self.connections = ServiceConnections(lambda: limits)
+        self.servers: list[Server] = []
+        self.closed: list[int] = []
+
+    def open(self, service: str = API, *, idle: bool = True) -> Server:
+        server = Server(address=(service, 80))
+        server.state = ConnectionState.OPEN
+        number = len(self.servers)
+        self.servers.append(server)
+        self.connections.opened(server, service, lambda: self.closed.append(number))
+        if idle:
+            self.connections.idle(server)
+        return server
+
+
+def limits(**given: int) -> PoolSettings:
+    return PoolSettings(**given)
+
+
+def test_the_longest_unused_go_first() -> None:
+    kept = Kept(limits(max_idle=3, max_idle_per_service=2))
+    kept.open(API), kept.open(API), kept.open(WEB)
+    assert not kept.closed
+    kept.open(API)
+    assert kept.closed == [0]  # too many of its Service
+    kept.connections.idle(kept.servers[1])  # used again, so it is not the next to go
+    kept.open(WEB)
+    assert kept.closed == [0, 2]  # too many in all
+    assert not kept.servers[2].connected
+
+
+def test_what_is_in_use_or_gone_does_not_count() -> None:
+    kept = Kept(limits(max_idle=1, max_idle_per_service=1))
+    kept.connections.used(kept.open())
+    kept.connections.closed(kept.open())
+    kept.open(idle=False)
+    kept.open()
+    assert not kept.closed
+
+
+async def test_who_comes_too_many_waits_for_one_that_ends() -> None:
+    connections = ServiceConnections(lambda: limits(max_connections_per_service=2))
+    order: list[int] = []
+
+    async def one(number: int) -> None:
+        async with connections.room(API, LONG_S):
+            order.append(number)
+
+    async with AsyncExitStack() as first, connections.room(API, LONG_S):
+        await first.enter_async_context(connections.room(API, LONG_S))
+        async with connections.room(WEB, LONG_S):  # another Service's are its own
+            pass
+        waiting = [asyncio.create_task(one(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        assert not order
+        assert connections._open[API] == 2
+        waiting[1].cancel()
+        await first.aclose()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert order == [0, 2]
+    assert connections._open[API] == 0
+
+
+async def test_nobody_waits_for_ever() -> None:
+    connections = ServiceConnections(lambda: limits(max_connections_per_service=1))
+    async with connections.room(API, LONG_S):
+        with pytest.raises(NoRoom, match=r"api\.shop.* has 1 connections, as many as pool\.max_conn"):
+            async with connections.room(API, 0.01):
+                pass
+        assert connections._open[API] == 1
+    async with connections.room(API, 0.01):
+        pass
+
+
+async def test_what_is_kept_for_nobody_makes_room() -> None:
+    kept = Kept(limits(max_connections_per_service=1))
+    async with AsyncExitStack() as first:
+        await first.enter_async_context(kept.connections.room(API, LONG_S))
+        server = kept.open(WEB)
+        server = kept.open(API)
+
+        async def second() -> None:
+            async with kept.connections.room(API, LONG_S):
+                pass
+
+        waiting = asyncio.create_task(second())
+        await asyncio.sleep(0)
+        assert kept.closed == [1]
+        kept.connections.closed(server)
+        await first.aclose()
+        await waiting
+
+
+async def test_what_gets_free_while_somebody_waits_is_not_kept() -> None:
+    kept = Kept(limits(max_connections_per_service=1))
+    async with kept.connections.room(API, LONG_S):
+        server = kept.open(API, idle=False)
+        waiting = asyncio.create_task(kept.connections.room(API, LONG_S).__aenter__())
+        await asyncio.sleep(0)
+        assert not kept.closed
+        kept.connections.idle(server)
+        assert kept.closed == [0]
+    await waiting
+    assert kept.connections._open[API] == 1
