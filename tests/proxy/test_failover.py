@@ -15,6 +15,8 @@ from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.settings import ClusterSettings, Settings, ZoneSettings
+from kubetunnel.forward import stream
+from kubetunnel.proxy import failover
 from kubetunnel.proxy.attempts import FAILED_MEMORY_S, MAX_ANSWERED, Choices
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.failover import MAX_HELD_BYTES
@@ -113,6 +115,58 @@ async def test_a_service_whose_pods_all_refuse_says_so_soon(sim: SimCluster, rou
     assert error.command
     assert upstream.retries == 1, "each pod once"
     upstream.writer.close()
+
+
+async def test_who_waits_for_the_connection_is_told_that_all_refuse(
+    sim: SimCluster, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "REFUSAL_GRACE_S", 2.0)
+    sim.faults.set(None, POD_PORT, refuse=True)
+    async with asyncio.timeout(5):
+        with pytest.raises(ConnectionRefused, match="Nothing listens") as failed:
+            await router.open(await find(router), until_connected=True)
+    assert failed.value.command
+
+
+async def test_who_waits_for_the_connection_gets_the_pod_that_listens(
+    sim: SimCluster, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "REFUSAL_GRACE_S", 0.5)
+    destination = await find(router)
+    sound = refuse_at_first_choice(sim, destination)
+    for _ in range(3):
+        upstream = await router.open(destination, until_connected=True)
+        assert upstream.target.pod_port.pod == sound
+        assert await echoed(upstream, b"hello") == b"hello"
+        upstream.writer.close()
+
+
+async def test_who_waits_for_the_connection_of_a_silent_runtime_waits_no_longer_than_that(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "REFUSAL_GRACE_S", 3600.0)
+    monkeypatch.setattr(failover, "CONNECTED_TIMEOUT_S", 0.1)
+    async with asyncio.timeout(5):
+        upstream = await router.open(await find(router), until_connected=True)
+        assert await echoed(upstream, b"hello") == b"hello"
+    upstream.writer.close()
+
+
+async def test_who_leaves_while_the_connection_is_waited_for_leaves_nothing(
+    clusters: Clusters, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "REFUSAL_GRACE_S", 3600.0)
+    monkeypatch.setattr(failover, "CONNECTED_TIMEOUT_S", 3600.0)
+    opening = asyncio.create_task(router.open(await find(router), until_connected=True))
+    forwards = (await clusters.first.session()).forwards
+    async with asyncio.timeout(5):
+        while not any(facts.streams for facts in forwards.upstreams()):  # noqa: ASYNC110 - tells nobody
+            await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        while any(facts.streams for facts in forwards.upstreams()):  # noqa: ASYNC110 - tells nobody
+            await asyncio.sleep(0)
 
 
 async def test_more_than_can_be_held_is_not_sent_to_another(sim: SimCluster, router: Router) -> None:

@@ -105,6 +105,9 @@ class ChannelUpstream(Upstream):
     def _queue_ping(self) -> None:
         self._frames.ping()
 
+    def probe(self, stream: ForwardStream) -> None:
+        stream.taken()  # the pod was dialled at the upgrade
+
     def _queue_close(self) -> None:
         self._frames.close()
 

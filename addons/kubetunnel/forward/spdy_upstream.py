@@ -58,6 +58,7 @@ class SpdyUpstream(Upstream):
         self._by_id: dict[int, _SpdyLane] = {}
         self._pinged_at: dict[int, float] = {}
         self._half_ended: dict[int, _SpdyLane] = {}  # by the ping that is to tell
+        self._probed: dict[int, ForwardStream] = {}  # likewise
         self._pieces: list[memoryview] = []  # of one read, for one stream: handed over at once
         self._pieces_of: _SpdyLane | None = None
 
@@ -103,7 +104,16 @@ class SpdyUpstream(Upstream):
         return self._frames.data_to_send()
 
     def _queue_ping(self) -> None:
-        self._pinged_at[self._spdy.ping()] = self._loop.time()
+        self._ping()
+
+    def probe(self, stream: ForwardStream) -> None:
+        self._probed[self._ping()] = stream
+        self._schedule(0)
+
+    def _ping(self) -> int:
+        ping_id = self._spdy.ping()
+        self._pinged_at[ping_id] = self._loop.time()
+        return ping_id
 
     def _queue_close(self) -> None:
         self._spdy.goaway()
@@ -153,6 +163,8 @@ class SpdyUpstream(Upstream):
             case PingAcknowledged(ping_id):
                 self._read_until = self._pinged_at.pop(ping_id)
                 self._take_half_end(self._half_ended.pop(ping_id, None))
+                if stream := self._probed.pop(ping_id, None):
+                    stream.taken()
             case StreamOpened(stream_id):
                 self._spdy.reset(stream_id, REFUSED_STREAM)
             case GoAwayReceived(_, status):
@@ -193,9 +205,7 @@ class SpdyUpstream(Upstream):
             lane.eof_timer = self._loop.call_later(ERROR_GRACE_S, self._doubt_end, lane)
 
     def _doubt_end(self, lane: _SpdyLane) -> None:
-        ping_id = self._spdy.ping()
-        self._pinged_at[ping_id] = self._loop.time()
-        self._half_ended[ping_id] = lane
+        self._half_ended[self._ping()] = lane
         self.flush()
 
     def _take_half_end(self, lane: _SpdyLane | None) -> None:

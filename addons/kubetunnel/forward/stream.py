@@ -2,7 +2,7 @@
 
 Two things differ from a TCP transport, both for the container runtimes' sake: `write_eof` is held back, because a
 runtime never passes it on and cuts the connection a second after it; and there is no sign of a pod that has been
-reached, so a refused connection shows as a failure after the open.
+reached, so a refused connection shows as a failure after the open. Who has to know waits for `probably_connected`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from kubetunnel.forward.errors import StreamFailed
 
 type Bytes = bytes | bytearray | memoryview
 
+# A runtime dials the pod's port when it has read what opens the stream, and tells a refusal by a text. After the answer
+# to a ping sent behind that (containerd, seven runnable tasks on two processors): 50 % of the texts within 0.1 ms, 95 %
+# within 1.6, 99 % within 5 (15 on new connections)
+REFUSAL_GRACE_S = 0.01
+
 
 class Carrier(Protocol):
     """What a stream asks of its upstream."""
@@ -25,6 +30,7 @@ class Carrier(Protocol):
     def send(self, stream: ForwardStream, data: Bytes) -> None: ...
     def finish(self, stream: ForwardStream) -> None: ...
     def cut(self, stream: ForwardStream) -> None: ...
+    def probe(self, stream: ForwardStream) -> None: ...
     def reading_changed(self) -> None: ...
     def write_buffer_bytes(self) -> int: ...
     def set_write_buffer_limits(self, high: int | None, low: int | None) -> None: ...
@@ -37,7 +43,8 @@ class ForwardStream(asyncio.Transport):
     A failure reaches the protocol as `connection_lost(StreamFailed)`, after all bytes that came before it. Extra info:
     `peername` is (pod address, port), `target` the PodPort, `upstream` the UpstreamFacts of its upstream; `crowded` is
     true where the next exchange had better go on a new stream: beside a bulky or stopped stream, or where the upstream
-    takes no new streams, is gone or perhaps dead.
+    takes no new streams, is gone or perhaps dead. `probably_connected` is a future: done at the pod's first byte, when
+    the stream is over, or when the runtime has had the time to tell of a port that refuses, and has not.
     """
 
     _start_tls_compatible = True  # for loop.start_tls
@@ -60,10 +67,14 @@ class ForwardStream(asyncio.Transport):
         self._closing = False
         self._lost = False
         self._writing_paused = False
+        self._answered = False
+        self._connected: asyncio.Future[None] | None = None  # for who has asked
 
     # -- the protocol's side (asyncio.Transport)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "probably_connected":
+            return self._probably_connected()
         found = super().get_extra_info(name)
         if found is None:
             found = self._carrier.extra_info(self, name)
@@ -147,6 +158,8 @@ class ForwardStream(asyncio.Transport):
         """Bytes from the pod."""
         if self._closing:
             return
+        self._answered = True
+        self._connect()
         self._held.append(data)
         self.held_bytes += len(data)
         self._deliver()
@@ -165,6 +178,10 @@ class ForwardStream(asyncio.Transport):
         self._pod_eof = self._pod_eof or error is None
         self.resume_writing()  # whoever waits to write would wait for ever
         self._deliver()
+
+    def taken(self) -> None:
+        """The answer to `probe`: the runtime has read what opens the stream."""
+        self._loop.call_later(REFUSAL_GRACE_S, self._connect)
 
     def pause_writing(self) -> None:
         if not self._writing_paused and not self._lost:
@@ -212,6 +229,21 @@ class ForwardStream(asyncio.Transport):
             self._lost = True
             self._call(self._protocol.connection_lost, failure)
             self._protocol = asyncio.BaseProtocol()  # a circle less for the garbage collector
+            self._connect()
+
+    def _probably_connected(self) -> asyncio.Future[None]:
+        if self._connected is None:
+            self._connected = self._loop.create_future()
+            if self._answered or self._lost:
+                self._connect()
+            elif not self._ended:
+                self._carrier.probe(self)
+        return self._connected
+
+    def _connect(self) -> None:
+        is_ending = self._ended and not (self._answered or self._lost)  # which is told to the protocol first
+        if self._connected is not None and not self._connected.done() and not is_ending:
+            self._connected.set_result(None)
 
     def _drop_held(self) -> None:
         self._held.clear()

@@ -54,6 +54,10 @@ class Upstream(UpgradedConnection):
     def _queue_end(self, lane: Lane, *, reset: bool) -> None:
         """Queue the end of a stream, from our side."""
 
+    @abstractmethod
+    def probe(self, stream: ForwardStream) -> None:
+        """See to it that the stream hears when the runtime has read what opens it."""
+
     # -- the pool's side
 
     @property

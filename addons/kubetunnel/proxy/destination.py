@@ -12,17 +12,28 @@ from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
 from kubetunnel.proxy.http.failures import Failures
 
 
+class OpenUntilConnected(commands.OpenConnection):
+    """Opens an upstream whose client is told whether it is connected: it completes when the pod's port has taken it."""
+
+
 def needs_pod(context: Context) -> bool:
     """Whether a destination is to be opened before it is known what for: recorded answers need no pod."""
     return not ("server_replay" in context.options and context.options.server_replay)
 
 
 def open_asked_for(context: Context, failures: Failures) -> layer.CommandGenerator[KubeTunnelError | None]:
-    """As `open_destination`, for SOCKS5 and CONNECT; where it is not needed, the layer that does need it opens it."""
-    return (yield from open_destination(context, failures)) if needs_pod(context) else None
+    """As `open_destination`, for SOCKS5 and CONNECT, which answer with success or the reason of a failure.
+
+    Where it is not needed, the layer that does need it opens it.
+    """
+    if not needs_pod(context):
+        return None
+    return (yield from open_destination(context, failures, command=OpenUntilConnected))
 
 
-def open_destination(context: Context, failures: Failures) -> layer.CommandGenerator[KubeTunnelError | None]:
+def open_destination(
+    context: Context, failures: Failures, *, command: type[commands.OpenConnection] = commands.OpenConnection
+) -> layer.CommandGenerator[KubeTunnelError | None]:
     """Opens `context.server`, whose address is set. Part of a layer: `error = yield from open_destination(…)`.
 
     Returns:
@@ -31,7 +42,7 @@ def open_destination(context: Context, failures: Failures) -> layer.CommandGener
     address = context.server.address
     if address is None:
         raise ValueError("there is no destination to open")
-    message: str | None = yield commands.OpenConnection(context.server)
+    message: str | None = yield command(context.server)
     if message is None:
         return None
     error = failures.connect_error(context.client, (address[0], address[1]))

@@ -19,6 +19,7 @@ from kubetunnel.proxy.refusals import own_failure
 logger = logging.getLogger(__name__)
 
 MAX_HELD_BYTES = 256 << 10  # the design's bound on what may be sent again
+CONNECTED_TIMEOUT_S = 1.0  # for a sign of one pod's port; what gives none is taken for connected
 
 type Bytes = bytes | bytearray | memoryview
 
@@ -42,10 +43,29 @@ class FailoverStream(asyncio.Transport, asyncio.Protocol):
         self._is_closing = False
         self._eof_written = False
         self._reopening: asyncio.Task[None] | None = None
+        self._error: KubeTunnelError | None = None  # that it ended with before it was settled
 
     async def open(self) -> None:
         """Opens the first stream; the protocol has its transport then. Raises as `Attempts.open`."""
         await self._attempts.open(lambda: self)
+
+    async def connected(self) -> None:
+        """Waits until a pod's port has taken the connection, as far as that can be told: see `ForwardStream`.
+
+        Raises what the last of them failed for.
+        """
+        while self._held is not None:
+            if self._stream is None:
+                assert self._reopening is not None  # noqa: S101 - it has been opened, and is not lost
+                await asyncio.wait([self._reopening])
+                continue
+            stream, sign = self._stream, self._stream.get_extra_info("probably_connected")
+            if sign is not None:  # a connection of the pod network has been accepted
+                await asyncio.wait([sign], timeout=CONNECTED_TIMEOUT_S)
+            if stream is self._stream:
+                return
+        if self._error is not None:
+            raise self._error
 
     # the protocol's side
 
@@ -189,5 +209,7 @@ class FailoverStream(asyncio.Transport, asyncio.Protocol):
     def _lose(self, exc: Exception | None) -> None:
         if self._is_new:
             return  # `open` tells of it
+        if self._held is not None and isinstance(exc, StreamFailed):
+            self._error = exc.error
         self._held, self._is_closing = None, True
         self._protocol.connection_lost(exc)

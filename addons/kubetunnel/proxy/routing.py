@@ -230,10 +230,22 @@ class Router:
             logger.info("%s:%d speaks %s.", *destination.address, "HTTP/2" if answer else "HTTP/1.1 and no HTTP/2")
         return answer
 
-    async def open(self, destination: Destination, client: str | None = None, *, shared: bool = False) -> Upstream:
+    async def open(
+        self,
+        destination: Destination,
+        client: str | None = None,
+        *,
+        shared: bool = False,
+        until_connected: bool = False,
+    ) -> Upstream:
         """Opens a stream to the endpoint with the fewest, to another where that fails, as often as `retry.max` says.
 
-        `shared`: for small exchanges, so it may have neighbours on its connection to the API server.
+        Args:
+            destination: where to.
+            client: who asks; with session affinity it has the same endpoint each time.
+            shared: for small exchanges, so it may have neighbours on its connection to the API server.
+            until_connected: waits for a sign that the pod's port took the connection. A round trip and some
+                milliseconds; without it, a port that refuses shows later, as the stream's failure.
         """
         retry = self._settings.retry
         attempts = Attempts(
@@ -249,6 +261,12 @@ class Router:
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         stream = FailoverStream(attempts, protocol)
         await stream.open()
+        if until_connected:
+            try:
+                await stream.connected()
+            except BaseException:
+                stream.abort()
+                raise
         peer = f"{destination.name}:{destination.port}"
         timeout_s = self._settings.http.write_timeout_s
         return Upstream(attempts, reader, TimedWriter(stream, protocol, reader, timeout_s=timeout_s, peer=peer))

@@ -25,6 +25,7 @@ from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http
 from kubetunnel.proxy import untraced
 from kubetunnel.proxy.attempts import Attempts
+from kubetunnel.proxy.destination import OpenUntilConnected
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.reading import PausableReaders
 from kubetunnel.proxy.mode import KubeMode
@@ -159,7 +160,7 @@ class Upstreams:
         assert connection.address is not None  # noqa: S101 - it is what to open
         address = connection.address[0], connection.address[1]
         try:
-            opened, writer = await self._open(connection, address, handler.client, held)
+            opened, writer = await self._open(command, address, handler.client, held)
         except KubeTunnelError as e:
             self._remember_error(handler.client, connection, address, e)
             await _fail(handler, command, hook_data, str(e))
@@ -196,9 +197,9 @@ class Upstreams:
         self._unopened[connection] = copy(error)
 
     async def _open(
-        self, connection: Server, address: tuple[str, int], client: Client, held: AsyncExitStack
+        self, command: commands.OpenConnection, address: tuple[str, int], client: Client, held: AsyncExitStack
     ) -> tuple[Opened, asyncio.StreamWriter]:
-        started = time.monotonic()
+        started, connection = time.monotonic(), command.connection
         if address in self._settled.get(client, ()):
             request = PortRequest(address[1], explicit=True, scheme="")
         else:
@@ -211,7 +212,12 @@ class Upstreams:
         if not destination.spoken.tls:  # with TLS, ALPN tells
             version = await self._router.http_version(destination, client_http2=client.alpn == b"h2")
             connection.alpn = b"h2" if version is Http.HTTP2 else None
-        upstream = await self._router.open(destination, client.peername[0], shared=self.lanes.is_shared(connection))
+        upstream = await self._router.open(
+            destination,
+            client.peername[0],
+            shared=self.lanes.is_shared(connection),
+            until_connected=isinstance(command, OpenUntilConnected),
+        )
         setup_s = time.monotonic() - started
         return Opened(destination, upstream.attempts, setup_s, upstream.reader), upstream.writer
 
