@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 import pytest
 
@@ -387,3 +388,15 @@ async def test_many_at_once(api: ApiServer, forwards: PortForwards, speaks: froz
             group.create_task(one(number))
     if V4 not in speaks or TUNNEL in speaks:
         assert api.connections <= 60
+
+
+async def test_tls_that_fails_ends_its_stream_and_no_more(api: ApiServer, forwards: PortForwards) -> None:
+    context = ssl.create_default_context()
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, facts: told.append(facts))
+    _, writer = await forwards.open_connection(to(ECHO))  # our own hello comes back, which is no server's
+    stream = writer.transport
+    with pytest.raises(ssl.SSLError):
+        await writer.start_tls(context, server_hostname="web")
+    await until(stream.is_closing)
+    assert told == []

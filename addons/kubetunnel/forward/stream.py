@@ -125,6 +125,10 @@ class ForwardStream(asyncio.Transport):
             self._carrier.cut(self)
             self._loop.call_soon(self._connection_lost, None)
 
+    def _force_close(self, exc: BaseException | None) -> None:
+        """What asyncio's TLS calls in place of `abort` (asyncio.sslproto)."""
+        self.abort()
+
     def pause_reading(self) -> None:
         if self._reading and not self._closing:
             self._reading = False
