@@ -9,12 +9,12 @@ from typing import Any
 
 from mitmproxy import ctx, exceptions
 
-from kubetunnel.configured_forwards import ConfiguredForwards
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.health import Check, parse_check
 from kubetunnel.core.settings import Settings
 from kubetunnel.demo import Demo
 from kubetunnel.inspect.inspection import Inspection
+from kubetunnel.local_ports import LocalPorts
 from kubetunnel.naming import Naming, plan_naming
 from kubetunnel.observe.observe import Observe
 from kubetunnel.observe.sources import HealthPolicy
@@ -55,14 +55,16 @@ class KubeTunnel:
         self.listening = Listening()
         authentication = Authentication()
         self.naming = Naming(self.clusters, upstreams.virtual)
-        self.forwards = ConfiguredForwards(self.clusters)
+        self.local_ports = LocalPorts(self.clusters)
         self.observe = Observe(
-            self.clusters, self.router, upstreams, self.naming, lambda: self.settings,
+            self.clusters, self.router, upstreams, self.naming, self.local_ports,
             health=self._health_policy, check_of=self._health_check, watch_restarts=self._watch_restarts,
             permits=authentication.permits,
         )  # fmt: skip
         self.router.avoid(self.observe.is_unhealthy)
-        self.inspection = Inspection(self.clusters, self.router, upstreams, health_of=self.observe.health_of)
+        self.inspection = Inspection(
+            self.clusters, self.router, upstreams, self.local_ports, health_of=self.observe.health_of
+        )
         self.addons = [
             authentication, self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams),
             *self.inspection.addons, *self.observe.addons,
@@ -107,9 +109,8 @@ class KubeTunnel:
             keep_bytes=self.settings.inspect.keep_bytes,
             grpc_reflection=self.settings.grpc.reflection,
             grpc_descriptors=self.settings.grpc.descriptors,
-            forward_address=self.settings.forward.ip,
-            retry=self.settings.retry,
         )
+        self.local_ports.configure(self.settings.forwards, address=self.settings.forward.ip, retry=self.settings.retry)
         self.clusters.configure(self.settings, self.demo if self.settings.cluster.demo else None)
         self.router.configure(self.settings)
 
@@ -131,6 +132,7 @@ class KubeTunnel:
     def running(self) -> None:
         loop = asyncio.get_running_loop()
         self.observe.start()
+        self.local_ports.start()
         self._greeting = loop.create_task(self._greet(), name="greeting")
         self._looking = loop.create_task(self._look(), name="settings file")
         for task in (self._greeting, self._looking):
@@ -168,7 +170,6 @@ class KubeTunnel:
         while self._sources is not None:
             try:
                 await self.naming.apply(plan_naming(self.settings, self._machine()))
-                await self.forwards.apply(self.settings.forwards, self.settings.forward.ip, self.settings.retry)
                 self._sources.look()
             except Exception:  # supervision point: a defect in one look must not end the next ones
                 logger.exception("Looking at settings and machine failed; it goes on.")
@@ -199,7 +200,7 @@ class KubeTunnel:
     async def _end(self) -> None:
         await self.observe.aclose()
         await self.inspection.aclose()
-        await self.forwards.aclose()
+        await self.local_ports.aclose()
         await self.naming.aclose()
         await self.clusters.aclose()
         if self.demo is not None:

@@ -231,6 +231,7 @@ async def test_it_comes_back_by_itself(page: Page, tunnel: DashboardServer) -> N
 async def test_the_token_leaves_the_address_and_goes_with_actions(page: Page, tunnel: DashboardServer) -> None:
     assert "token" not in await page.evaluate("location.href")
     listener = {"id": "7", "target": "svc/api", "namespace": "shop", "port": 80, "address": "127.0.0.1:39121"}
+    listener |= {"zone": "cluster.local", "asked_by": "user"}
     tunnel.answer = 200, {"listeners": [listener]}
     await page.click("#services [data-f=forward]")
     method, path, body = (await tunnel.actions(1))[0]
@@ -242,6 +243,9 @@ async def test_the_token_leaves_the_address_and_goes_with_actions(page: Page, tu
     await page.until("document.querySelector('#listeners').innerText.includes('127.0.0.1:39121')")
     await page.click("#listeners [data-f=close]")
     assert (await tunnel.actions(2))[1][:2] == ("DELETE", "/api/v1/listeners/7")
+    tunnel.send("listener", listener | {"asked_by": "settings"})
+    await page.until("document.querySelector('#listeners').innerText.includes('from the settings')")
+    assert await page.evaluate("document.querySelector('#listeners [data-f=close]').hidden") is True
     assert all(TOKEN not in url for url in page.requested)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 from mitmproxy import command, exceptions, types
 from mitmproxy.utils import human
 
-from kubetunnel.forward.listener import LocalListener
+from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.inspect import in_use
-from kubetunnel.inspect.asked_forwards import AskedForward, AskedForwards
 from kubetunnel.inspect.in_use import ServiceInUse
+from kubetunnel.local_ports import LocalPort, LocalPorts
 from kubetunnel.proxy.clusters import Clusters
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ class Commands:
 
     name = "kubetunnel_commands"
 
-    def __init__(self, clusters: Clusters, asked: AskedForwards, health_of: HealthOf | None = None) -> None:
+    def __init__(self, clusters: Clusters, local_ports: LocalPorts, health_of: HealthOf | None = None) -> None:
         self._clusters = clusters
-        self._asked = asked
+        self._local_ports = local_ports
         self._health_of = health_of
 
     @_command("kube.services")
@@ -58,7 +58,7 @@ class Commands:
 
     @_command("kube.forwards")
     def forwards(self) -> types.Data:
-        """The port-forwards to pods, and the local listeners that kube.forward.open made."""
+        """The port-forwards to pods, and the local listeners, whoever asked for them."""
         rows = []
         for _, facts in in_use.forwards(self._clusters):
             rows.append(
@@ -73,36 +73,39 @@ class Commands:
                     facts.last_error,
                 ]
             )
-        rows += [[each.entry, _state(each), "", "", "", "", "", each.failure] for each in self._asked.forwards()]
+        rows += [[each.entry, _state(each), "", "", "", "", "", each.failure] for each in self._local_ports.ports()]
         return _table(_FORWARDS, *rows)
 
     @_command("kube.forward.open")
     def open(self, *words: str) -> str:
         """Opens a local listener as kubectl port-forward does: svc/api -n shop 5432; again, tells where it listens."""
         entry = _entry(words)
-        known = next((each for each in self._asked.forwards() if each.entry == entry and each.listeners), None)
-        if known is not None:
-            return f"{entry}: {_state(known)}"
+        known = [each for each in self._local_ports.ports() if each.entry == entry]
+        if known and all(each.listener for each in known):
+            return f"{entry}: {', '.join(map(_state, known))}"
         try:
-            self._asked.ask(entry)
-        except ValueError as e:
+            self._local_ports.ask(entry)
+        except (ValueError, KubeTunnelError) as e:
             raise exceptions.CommandError(str(e).removeprefix("forwards: ")) from e
         return f"{entry}: opening. The log and kube.forwards tell where it listens."
 
     @_command("kube.forward.close")
     def close(self, *words: str) -> str:
-        """Closes what kube.forward.open opened (its words, or HOST:PORT), or the forward to a pod: NAMESPACE/POD."""
+        """Closes a local listener (the words that opened it, or HOST:PORT), or the forward to a pod: NAMESPACE/POD."""
         wanted = _entry(words)
-        for each in self._asked.forwards():
-            if wanted == each.entry or wanted in _addresses(each.listeners):
-                self._asked.withdraw(each.entry)
-                return f"{each.entry}: closed."
+        local = [each for each in self._local_ports.ports() if wanted == each.entry or wanted in each.addresses]
+        if local:
+            asked = [each for each in local if each.asked_by == "user"]
+            if not asked:
+                raise exceptions.CommandError(f"The setting forwards has {local[0].entry!r}: take it out of there.")
+            self._local_ports.withdraw(asked)
+            return f"{asked[0].entry}: closed."
         for session, facts in in_use.forwards(self._clusters):
             if wanted == f"{facts.namespace}/{facts.pod}":
                 logger.info("Forward to %s is closed by kube.forward.close.", wanted)
                 session.forwards.drain(facts.namespace, facts.pod)
                 return f"{wanted}: closed for new streams; {facts.streams} run to their end. The next request opens it."
-        there = [each.entry for each in self._asked.forwards()]
+        there = list(dict.fromkeys(each.entry for each in self._local_ports.ports()))
         there += [f"{facts.namespace}/{facts.pod}" for _, facts in in_use.forwards(self._clusters)]
         raise exceptions.CommandError(f"There is no forward {wanted!r}. There are: {', '.join(there) or 'none'}.")
 
@@ -154,15 +157,10 @@ def _entry(words: tuple[str, ...]) -> str:
     return " ".join(shlex.quote(word) for each in words for word in each.split())
 
 
-def _state(forward: AskedForward) -> str:
-    if forward.listeners:
-        return f"listens on {', '.join(_addresses(forward.listeners))}"
-    return "not open yet" if forward.failure else "opening"
-
-
-def _addresses(listeners: tuple[LocalListener, ...]) -> list[str]:
-    found = [address for listener in listeners for address in listener.addresses]
-    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found]
+def _state(port: LocalPort) -> str:
+    if port.addresses:
+        return f"listens on {', '.join(port.addresses)}"
+    return "not open yet" if port.failure else "opening"
 
 
 def _age(since: float) -> str:

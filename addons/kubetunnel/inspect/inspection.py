@@ -9,8 +9,6 @@ from typing import Any
 
 from mitmproxy import contentviews, ctx
 
-from kubetunnel.core.settings import RetrySettings
-from kubetunnel.inspect.asked_forwards import AskedForwards
 from kubetunnel.inspect.client_replay import ClientReplay
 from kubetunnel.inspect.commands import Commands, HealthOf
 from kubetunnel.inspect.grpc_view import GrpcView
@@ -19,6 +17,7 @@ from kubetunnel.inspect.kubernetes_view import KubernetesView
 from kubetunnel.inspect.list_columns import ListColumns
 from kubetunnel.inspect.pod_details import PodLookups
 from kubetunnel.inspect.reflected import Descriptors
+from kubetunnel.local_ports import LocalPorts
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.upstreams import Upstreams
@@ -35,13 +34,18 @@ class Inspection:
     """
 
     def __init__(
-        self, clusters: Clusters, router: Router, upstreams: Upstreams, *, health_of: HealthOf | None = None
+        self,
+        clusters: Clusters,
+        router: Router,
+        upstreams: Upstreams,
+        local_ports: LocalPorts,
+        *,
+        health_of: HealthOf | None = None,
     ) -> None:
         self.kept = KeptFlows()
         self.pods = PodLookups(upstreams, _is_watched)
         self.descriptors = Descriptors(upstreams, self.pods, _is_watched)
-        self.asked = AskedForwards(clusters)
-        commands = Commands(clusters, self.asked, health_of)
+        commands = Commands(clusters, local_ports, health_of)
         replay = ClientReplay(router, upstreams)
         self.addons = [self.pods, self.descriptors, commands, self.kept, replay, ListColumns()]
         self._files: tuple[str, ...] = ()
@@ -55,13 +59,10 @@ class Inspection:
         keep_bytes: int = KEEP_BYTES,
         grpc_reflection: bool = True,
         grpc_descriptors: Sequence[str] = (),
-        forward_address: str = "127.0.0.1",
-        retry: RetrySettings | None = None,
     ) -> None:
         """Takes settings. What is wrong with a file of descriptors is logged, and the others are taken."""
         self.kept.configure_limits(keep_flows=keep_flows, keep_bytes=keep_bytes)
         self.descriptors.reflection = grpc_reflection
-        self.asked.configure(address=forward_address, retry=retry or RetrySettings())
         if tuple(grpc_descriptors) != self._files:
             self._files = tuple(grpc_descriptors)
             for mistake in self.descriptors.read(self._files):
@@ -69,7 +70,7 @@ class Inspection:
 
     async def aclose(self) -> None:
         """Ends what runs in the background."""
-        await asyncio.gather(self.asked.aclose(), self.descriptors.aclose(), self.pods.aclose())
+        await asyncio.gather(self.descriptors.aclose(), self.pods.aclose())
 
 
 def _is_watched() -> bool:

@@ -6,17 +6,16 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 
 from mitmproxy import http
 
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.local_ports import LocalPorts
 from kubetunnel.observe.documents import Documents
 from kubetunnel.observe.health_checks import HealthChecks
 from kubetunnel.observe.known_services import KnownServices
-from kubetunnel.observe.listeners import Listeners
 from kubetunnel.observe.replies import Refused, json_reply
 from kubetunnel.observe.sources import Sessions
 from kubetunnel.observe.traffic import ServiceKey
@@ -37,14 +36,14 @@ class Api:
         clusters: Sessions,
         documents: Documents,
         known: KnownServices,
-        listeners: Listeners,
+        local_ports: LocalPorts,
         checks: HealthChecks,
         description: dict[str, Any],
     ) -> None:
         self._clusters = clusters
         self._documents = documents
         self._known = known
-        self._listeners = listeners
+        self._local_ports = local_ports
         self._checks = checks
         self._description = description
         self._handlers: dict[tuple[str, str], Handler] = {
@@ -116,7 +115,7 @@ class Api:
             raise Refused(HTTPStatus.NOT_FOUND, f"{zone!r} is no zone of ours.", reason="NoSuchZone")
         ports = [port if isinstance(port, str) else str(int(port)) for port in wanted["ports"]]
         try:
-            opened = await self._listeners.open(zone, wanted.get("namespace", ""), wanted["target"], ports)
+            opened = await self._local_ports.open(zone, wanted.get("namespace", ""), wanted["target"], ports)
         except ValueError as e:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(e), reason="BadRequest") from e
         except KubeTunnelError as e:
@@ -126,13 +125,19 @@ class Api:
             raise Refused(HTTPStatus.GATEWAY_TIMEOUT, "The cluster does not answer.", reason="Timeout") from e
         except OSError as e:
             raise Refused(HTTPStatus.CONFLICT, e.strerror or str(e), reason="PortUnavailable") from e
-        return json_reply({"listeners": [asdict(facts) for facts in opened]}, HTTPStatus.CREATED)
+        return json_reply({"listeners": [self._documents.listener(port) for port in opened]}, HTTPStatus.CREATED)
 
     async def _close_listener(self, request: http.Request, segments: list[str]) -> http.Response:
-        closed = await self._listeners.close(segments[1])
-        if closed is None:
+        ports = self._local_ports.ports()
+        port = next((each for each in ports if each.id == segments[1] and each.listener is not None), None)
+        if port is None:
             raise Refused(HTTPStatus.NOT_FOUND, f"There is no listener {segments[1]!r}.", reason="NoListener")
-        return json_reply(asdict(closed))
+        if port.asked_by == "settings":
+            detail = f"The setting forwards has {port.entry!r}: take it out of there."
+            raise Refused(HTTPStatus.CONFLICT, detail, reason="OfTheSettings")
+        closed = self._documents.listener(port)
+        await self._local_ports.close(port)
+        return json_reply(closed)
 
     async def _refresh(self, request: http.Request, segments: list[str]) -> http.Response:
         """Reads all Services in use anew; those that cannot be read are told."""

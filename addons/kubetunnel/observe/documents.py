@@ -13,11 +13,11 @@ from kubetunnel.core.catalog import Endpoint, ServiceState
 from kubetunnel.core.endpoints import takes_requests
 from kubetunnel.core.health import Health, HealthRecord, pod_health, service_health
 from kubetunnel.core.names import ServiceName
+from kubetunnel.local_ports import LocalPort, LocalPorts
 from kubetunnel.observe.event_log import Event, EventLog
 from kubetunnel.observe.forward_totals import ForwardKey, ForwardTotals
 from kubetunnel.observe.health_checks import HealthChecks
 from kubetunnel.observe.known_services import KnownServices, endpoints
-from kubetunnel.observe.listeners import Listeners
 from kubetunnel.observe.sources import NamingFacts, Sessions
 from kubetunnel.observe.traffic import POD, UNKNOWN, ServiceKey, ServiceTraffic, Traffic
 
@@ -39,7 +39,7 @@ class Documents:
         forwards: ForwardTotals,
         checks: HealthChecks,
         naming: NamingFacts,
-        listeners: Listeners,
+        local_ports: LocalPorts,
         events: EventLog,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -50,7 +50,7 @@ class Documents:
         self._forwards = forwards
         self._checks = checks
         self._naming = naming
-        self._listeners = listeners
+        self._local_ports = local_ports
         self._events = events
         self._clock = clock
 
@@ -83,7 +83,21 @@ class Documents:
         return {"zone": key.zone, **asdict(self._forwards.now[key])}
 
     def listeners(self) -> list[Json]:
-        return [asdict(facts) for facts in self._listeners.facts()]
+        return [self.listener(port) for port in self._local_ports.ports() if port.listener is not None]
+
+    def listener(self, port: LocalPort) -> Json:
+        """Of one that is open."""
+        listener = port.listener
+        assert listener is not None, "it is open"  # noqa: S101
+        return {
+            "id": port.id,
+            "address": port.addresses[0],
+            "target": str(listener.ref),
+            "zone": port.zone or self._clusters.zones[0],
+            "namespace": listener.ref.namespace,
+            "port": listener.port or port.pair.remote,
+            "asked_by": port.asked_by,
+        }
 
     def dns(self) -> Json | None:
         """None where there is no DNS server."""

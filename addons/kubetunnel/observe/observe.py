@@ -18,8 +18,8 @@ from mitmproxy import http
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.health import Check, ServiceHealth
-from kubetunnel.core.settings import Settings
 from kubetunnel.forward.pod_streams import PodStreams
+from kubetunnel.local_ports import LocalPorts
 from kubetunnel.observe.api import Api
 from kubetunnel.observe.documents import Documents
 from kubetunnel.observe.event_log import EventLog
@@ -28,7 +28,6 @@ from kubetunnel.observe.forward_totals import ForwardTotals
 from kubetunnel.observe.guard import Guard
 from kubetunnel.observe.health_checks import HealthChecks
 from kubetunnel.observe.known_services import KnownServices
-from kubetunnel.observe.listeners import Listeners
 from kubetunnel.observe.metrics import Metrics
 from kubetunnel.observe.pages import Pages, api_description
 from kubetunnel.observe.recording import Recording
@@ -60,7 +59,6 @@ class Observe:
     Args:
         health: how health is checked, as it is now.
         check_of: how the port of a Service is checked, as it is now.
-        settings: as they are now.
         watch_restarts: by zone, how often watches were begun again.
         token: of the API's unsafe methods; by default another one at each start.
         open_to_others: whether other machines see everything without the token.
@@ -73,7 +71,7 @@ class Observe:
         router: Router,
         upstreams: Upstreams,
         naming: NamingFacts,
-        settings: Callable[[], Settings],
+        local_ports: LocalPorts,
         *,
         health: Callable[[], HealthPolicy] = HealthPolicy,
         check_of: Callable[[ServiceKey, int], Check] = lambda key, port: Check(),
@@ -88,13 +86,12 @@ class Observe:
         self._known = KnownServices(self._events)
         self._forwards = ForwardTotals(self._events)
         self._checks = HealthChecks(router, self._traffic, self._events, health, check_of)
-        self._listeners = Listeners(clusters, settings)
         self._documents = Documents(
-            clusters, self._traffic, self._known, self._forwards, self._checks, naming, self._listeners, self._events
+            clusters, self._traffic, self._known, self._forwards, self._checks, naming, local_ports, self._events
         )
         self._feed = Feed(self._documents, self._events)
         metrics = Metrics(self._traffic, self._forwards, self._known, self._checks, naming, watch_restarts)
-        api = Api(clusters, self._documents, self._known, self._listeners, self._checks, api_description())
+        api = Api(clusters, self._documents, self._known, local_ports, self._checks, api_description())
         guard = Guard(token, open_to_others=open_to_others, permits=permits)
         self.token = guard.token
         self.addons = [
@@ -130,7 +127,7 @@ class Observe:
             self._looking = asyncio.get_running_loop().create_task(self._look(), name="observing")
 
     async def aclose(self) -> None:
-        """Ends checks, listeners and event streams."""
+        """Ends checks and event streams."""
         self._is_ending = True
         if self._looking is not None:
             self._looking.cancel()
@@ -138,7 +135,6 @@ class Observe:
         self._feed.close()
         self._known.close()
         await self._checks.aclose()
-        await self._listeners.aclose()
 
     async def _look(self) -> None:
         """Supervision point: a defect here costs a look, not the tunnel."""
@@ -155,7 +151,6 @@ class Observe:
         self._forwards.sample(sessions)
         await self._look_up_used(sessions)
         self._checks.look()
-        await self._listeners.follow(sessions)
         self._feed.look()
 
     async def _look_up_used(self, sessions: Mapping[str, object]) -> None:

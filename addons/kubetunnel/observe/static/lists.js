@@ -78,6 +78,9 @@ function writeListener(fields, listener) {
   setText(fields.port, listener.port);
   setAttr(fields.copy, "aria-label", `Copy address ${listener.address}`);
   setAttr(fields.close, "aria-label", `Close ${listener.address}`);
+  const isOfSettings = listener.asked_by === "settings";
+  show(fields.close, !isOfSettings);
+  show(fields.note, isOfSettings);
 }
 
 export class DnsView {

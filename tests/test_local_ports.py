@@ -1,0 +1,202 @@
+"""The local listeners of a running tunnel: of the settings, and asked for; closed, opened anew, tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kubetunnel import local_ports
+from kubetunnel.core.errors import ServiceNotFound
+from kubetunnel.core.settings import ClusterSettings, RetrySettings, Settings
+from kubetunnel.local_ports import NO_CLUSTER, LocalPort, LocalPorts, TooManyListeners
+from kubetunnel.proxy.clusters import Clusters
+from kubetunnel.sim.cluster import SimCluster
+from tests.proxy.databases import free_port
+
+ECHO = "svc/echo -n demo :80"
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[SimCluster]:
+    async with SimCluster() as running:
+        yield running
+
+
+@pytest.fixture
+def settings(sim: SimCluster, tmp_path: Path) -> Settings:
+    return Settings(cluster=ClusterSettings(kubeconfig=str(sim.kubeconfig(tmp_path / "config"))))
+
+
+@pytest.fixture
+async def clusters(settings: Settings) -> AsyncIterator[Clusters]:
+    made = Clusters(settings)
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+async def ports(clusters: Clusters) -> AsyncIterator[LocalPorts]:
+    made = LocalPorts(clusters)
+    made.start()
+    yield made
+    await made.aclose()
+
+
+def configure(ports: LocalPorts, *entries: str, address: str = "127.0.0.1") -> None:
+    ports.configure(entries, address=address, retry=RetrySettings())
+
+
+async def until(condition: Callable[[], bool], patience_s: float = 20.0) -> None:
+    async with asyncio.timeout(patience_s):
+        while not condition():  # noqa: ASYNC110 - nobody sets an event for it
+            await asyncio.sleep(0.02)
+
+
+async def opened(ports: LocalPorts, count: int = 1) -> list[LocalPort]:
+    await until(lambda: sum(port.listener is not None for port in ports.ports()) == count)
+    return ports.ports()
+
+
+async def hostname(address: str) -> str:
+    """Which pod answers there."""
+    host, _, port = address.rpartition(":")
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /hostname HTTP/1.1\r\nHost: echo\r\nConnection: close\r\n\r\n")
+        answer = (await reader.read()).decode()
+        writer.close()
+        await writer.wait_closed()
+    return answer.splitlines()[-1]
+
+
+async def is_closed(address: str) -> bool:
+    with pytest.raises(ConnectionRefusedError):
+        await hostname(address)
+    return True
+
+
+async def test_the_settings_open_them_and_close_them_again(ports: LocalPorts) -> None:
+    configure(ports, ECHO, "svc/pair -n demo :80")
+    echo, pair = await opened(ports, 2)
+    assert (await hostname(echo.addresses[0])).startswith("echo-")
+    (address,) = pair.addresses
+    assert await hostname(address) == "pair"
+    configure(ports, ECHO)
+    await until(lambda: pair.listener is None)
+    assert ports.ports() == [echo]
+    assert await is_closed(address)
+    assert (await hostname(echo.addresses[0])).startswith("echo-")
+
+
+async def test_several_ports_of_one_entry(ports: LocalPorts) -> None:
+    configure(ports, "svc/echo -n demo :80 :7")
+    first, second = await opened(ports, 2)
+    assert first.addresses != second.addresses
+    assert (first.entry, first.asked_by) == (second.entry, "settings")
+
+
+async def test_one_list_whoever_asked(ports: LocalPorts) -> None:
+    configure(ports, ECHO)
+    ports.ask(ECHO)
+    await opened(ports, 2)
+    (third,) = await ports.open("", "demo", "svc/echo", [":80"])
+    assert [port.asked_by for port in ports.ports()] == ["settings", "user", "user"]
+    assert third.entry == ECHO
+    assert (await hostname(third.addresses[0])).startswith("echo-")
+    (address,) = third.addresses
+    await ports.close(third)
+    assert await is_closed(address)
+    configure(ports)
+    assert [port.asked_by for port in await opened(ports)] == ["user"]
+
+
+async def test_asked_twice_is_asked_once(ports: LocalPorts) -> None:
+    ports.ask(ECHO)
+    ports.ask(ECHO)
+    assert len(await opened(ports)) == 1
+
+
+async def test_what_cannot_be_opened_is_tried_again(
+    ports: LocalPorts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(local_ports, "RETRY_INTERVAL_S", 0.2)
+    monkeypatch.setattr(local_ports, "LOOK_INTERVAL_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        configure(ports, f"svc/echo -n demo {number}:80", ECHO)
+        blocked, other = ports.ports()
+        await until(lambda: bool(blocked.failure))
+        tried_s = blocked.tried_s
+        await until(lambda: blocked.tried_s > tried_s)
+        assert other.listener is not None
+        assert caplog.text.count("cannot be opened yet") == 1
+    await until(lambda: blocked.listener is not None)
+    assert blocked.failure == ""
+    assert (await hostname(f"127.0.0.1:{number}")).startswith("echo-")
+
+
+async def test_other_settings_of_the_cluster_open_them_anew(
+    ports: LocalPorts, clusters: Clusters, settings: Settings
+) -> None:
+    number = free_port()
+    (port,) = await ports.open("", "demo", "svc/echo", [f"{number}:80"])
+    before = port.listener
+    clusters.configure(replace(settings, cluster=replace(settings.cluster, namespace="other")), None)
+    await until(lambda: port.listener not in (None, before))
+    assert (await hostname(f"127.0.0.1:{number}")).startswith("echo-")
+    assert ports.ports() == [port]
+
+
+async def test_another_address_opens_them_anew(ports: LocalPorts) -> None:
+    configure(ports, ECHO)
+    (port,) = await opened(ports)
+    (before,) = port.addresses
+    configure(ports, ECHO, address="127.0.0.2")
+    await until(lambda: bool(port.addresses) and port.addresses[0].startswith("127.0.0.2:"))
+    assert await is_closed(before)
+
+
+async def test_all_of_a_request_or_nothing(ports: LocalPorts) -> None:
+    number = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        await ports.open("", "demo", "svc/echo", [f"{number}:80", f"{taken.getsockname()[1]}:80"])
+    with pytest.raises(ServiceNotFound):
+        await ports.open("", "demo", "svc/nothere", [":80"])
+    assert ports.ports() == []
+    assert await is_closed(f"127.0.0.1:{number}")
+
+
+async def test_there_is_a_bound(ports: LocalPorts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_ports, "MAX_ASKED", 2)
+    configure(ports, ECHO, "svc/pair -n demo :80", "svc/echo-sts -n demo :80")  # the settings may have more
+    ports.ask("svc/echo -n demo :80 :7")
+    with pytest.raises(TooManyListeners):
+        ports.ask("svc/pair -n demo :80")
+    with pytest.raises(TooManyListeners):
+        await ports.open("", "demo", "svc/pair", [":80"])
+    assert len(ports.ports()) == 5
+
+
+async def test_without_a_cluster(tmp_path: Path) -> None:
+    clusters = Clusters(Settings(cluster=ClusterSettings(kubeconfig=str(tmp_path / "nothere"))))
+    ports = LocalPorts(clusters)
+    configure(ports, ECHO)
+    await ports.apply()
+    assert [(port.failure, port.listener) for port in ports.ports()] == [(NO_CLUSTER, None)]
+    await ports.aclose()
+    await clusters.aclose()
+
+
+async def test_the_end_closes_all(clusters: Clusters) -> None:
+    ports = LocalPorts(clusters)
+    ports.start()
+    configure(ports, ECHO)
+    (port,) = await opened(ports)
+    (address,) = port.addresses
+    await ports.aclose()
+    assert await is_closed(address)
