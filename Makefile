@@ -1,6 +1,6 @@
 # make run, make test: each does all the set-up that it needs, says what it does, and then its job.
 .DELETE_ON_ERROR:
-.PHONY: run test check test-cluster bench bench-forward fmt docs clean help
+.PHONY: run test check test-cluster axe bench bench-forward fmt docs clean help
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -25,10 +25,14 @@ check: $(READY) ## linters, types, import floors
 test-cluster: $(READY) ## the contract suite against the cluster of $KUBECONFIG
 	$(BIN)/pytest -m cluster $(ARGS)
 
+axe: $(READY) ## axe-core, which looks at the dashboard in the tests (needs npm)
+	npm install --silent --no-audit --no-fund --no-save --prefix .venv axe-core@4
+
 bench: $(READY) ## the benchmarks, a minute or so (bench/README.md)
 	@$(BIN)/python -m bench.http2_to_http1
 	@$(BIN)/python -m bench.raw_relay
 	@$(BIN)/python -m bench.dns
+	@$(BIN)/python -m bench.recording
 
 bench-forward: $(READY) ## kubectl port-forward and ours side by side on the cluster of $KUBECONFIG, some minutes
 	@$(BIN)/python -m bench.forward $(ARGS)
