@@ -131,6 +131,7 @@ def test_the_tunnel_ends_with_a_killed_root_half(ours: Machine) -> None:
     started = Started(ours, "--virtual", "--demo")
     started.wait_for("Try:")
     started.process.kill()
+    started.process.wait(10)  # its lock goes with it
     down = ours.netsetup("down")  # at once: the other half has no part in the lock
     assert down.stdout.endswith("Down.\n")
     assert ours.facts() == before

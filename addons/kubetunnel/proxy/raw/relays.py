@@ -38,6 +38,8 @@ HALF_CLOSED_SILENCE_S = 30.0
 # what a client sent before it left may be meant for a pod that reads slowly, but not for one that takes none of it
 STALLED_SILENCE_S = 10.0
 
+IDLE_TIMEOUT_S = 7 * 24 * 3600  # of an open raw connection: none to speak of
+
 
 @dataclass(slots=True)
 class _Watched:
@@ -116,6 +118,8 @@ class Relays:
     def watch(self, context: Context, traffic: Traffic) -> None:
         now_s = asyncio.get_running_loop().time()
         handler = self._handlers[context.client.id]
+        # mitmproxy's watchdog rests while a hook runs, but once more looks at the clock if it fell asleep before
+        handler.timeout_watchdog.timeout = IDLE_TIMEOUT_S
         traffic.on_client_done = self._finished.set
         self._watched[traffic] = _Watched(handler, context.server, 0, now_s, now_s)
 
