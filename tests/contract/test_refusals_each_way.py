@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kubetunnel.proxy.refusals import CODES
 from tests.contract.test_protocols import H2C
 from tests.contract.test_refusals import LIMIT_S, limit_s, refused
 from tests.proxy.loopback import connect, received, rest, socks5_request
@@ -19,12 +20,15 @@ ROWS = [
     ("zero.demo.svc.cluster.local", 80, "NoReadyEndpoints", 503, 1),
     ("external.demo.svc.cluster.local", 80, "NotForwardable", 501, 2),
 ]
-# what a runtime tells only after it took the stream, and so after our yes to CONNECT and SOCKS5
+# what a runtime tells only after it took the stream, and so perhaps after our yes to CONNECT and SOCKS5
 LATE_ROWS = [
     ("echo.demo.svc.cluster.local", 9999, "ConnectionRefused", 502),
     ("echo.demo.svc.cluster.local", 9002, "UpstreamReset", 502),
 ]
-CODES = [row[:4] for row in ROWS]
+STATUSES = [row[:4] for row in ROWS]
+
+TRIES = 10
+CURLE_PROXY = 97  # curl's exit code for a handshake that the proxy refused
 
 
 def socks5_reply(tunnel: Tunnel, host: str, port: int) -> int:
@@ -39,7 +43,7 @@ def socks5_reply(tunnel: Tunnel, host: str, port: int) -> int:
         return answer[1]
 
 
-@pytest.mark.parametrize(("host", "port", "reason", "status"), [*CODES, *LATE_ROWS])
+@pytest.mark.parametrize(("host", "port", "reason", "status"), [*STATUSES, *LATE_ROWS])
 def test_http2(tunnel: Tunnel, host: str, port: int, reason: str, status: int) -> None:
     answer = tunnel.get(f"{host}:{port}", "/", H2C, timeout_s=limit_s(reason))
     assert answer.http_version == "2"
@@ -47,7 +51,7 @@ def test_http2(tunnel: Tunnel, host: str, port: int, reason: str, status: int) -
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-@pytest.mark.parametrize(("host", "port", "reason", "status"), [*CODES, *LATE_ROWS])
+@pytest.mark.parametrize(("host", "port", "reason", "status"), [*STATUSES, *LATE_ROWS])
 def test_tls(tunnel: Tunnel, host: str, port: int, reason: str, status: int, version: str) -> None:
     """The certificate is for the name that was asked for, also where there is no such Service."""
     at = f"::127.0.0.1:{tunnel.port}"
@@ -56,7 +60,7 @@ def test_tls(tunnel: Tunnel, host: str, port: int, reason: str, status: int, ver
     assert refused(answer) == (reason, status)
 
 
-@pytest.mark.parametrize(("host", "port", "reason", "status"), CODES)
+@pytest.mark.parametrize(("host", "port", "reason", "status"), STATUSES)
 def test_connect(tunnel: Tunnel, host: str, port: int, reason: str, status: int) -> None:
     answer = tunnel.via_proxy(f"http://{host}:{port}/", "-p", "-i", timeout_s=LIMIT_S)
     assert answer.connect_status == status
@@ -69,13 +73,28 @@ def test_connect(tunnel: Tunnel, host: str, port: int, reason: str, status: int)
     assert f"x-kube-tunnel-error: {reason.lower()}".encode() in head.lower()
 
 
-@pytest.mark.parametrize("tunnelling", [("-p",), ("--socks5-hostname",)])
+@pytest.mark.parametrize("tunnelling", ["connect", "socks5"])
 @pytest.mark.parametrize(("host", "port", "reason", "status"), LATE_ROWS)
-def test_http_learns_late_of_a_refused_port(
-    tunnel: Tunnel, host: str, port: int, reason: str, status: int, tunnelling: tuple[str]
+def test_http_through_a_tunnel_to_a_refused_port(
+    tunnel: Tunnel, host: str, port: int, reason: str, status: int, tunnelling: str
 ) -> None:
-    way = ("-p", "-x", tunnel.url) if tunnelling == ("-p",) else ("--socks5-hostname", f"127.0.0.1:{tunnel.port}")
-    assert refused(curl(*way, f"http://{host}:{port}/", timeout_s=limit_s(reason))) == (reason, status)
+    """Refused when it is opened, or later, in the answer to the request."""
+    way = ("-p", "-x", tunnel.url) if tunnelling == "connect" else ("--socks5-hostname", f"127.0.0.1:{tunnel.port}")
+    answer = curl(*way, f"http://{host}:{port}/", timeout_s=limit_s(reason))
+    if answer.exit_code == 0:
+        assert refused(answer) == (reason, status)
+    elif tunnelling == "connect":
+        assert answer.connect_status == status
+    else:
+        assert answer.exit_code == CURLE_PROXY, answer.stderr
+
+
+def test_a_refused_port_is_told_when_it_is_opened(tunnel: Tunnel) -> None:
+    """A runtime that is late may be taken for one that has connected, now and then."""
+    name, port = "echo.demo.svc.cluster.local", 9999
+    assert max(socks5_reply(tunnel, name, port) for _ in range(TRIES)) == CODES["ConnectionRefused"].socks5
+    answers = [tunnel.via_proxy(f"http://{name}:{port}/", "-p", timeout_s=LIMIT_S) for _ in range(TRIES)]
+    assert CODES["ConnectionRefused"].http in {answer.connect_status for answer in answers}
 
 
 @pytest.mark.parametrize(("host", "port", "reply"), [(row[0], row[1], row[4]) for row in ROWS])

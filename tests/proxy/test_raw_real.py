@@ -51,6 +51,7 @@ def finish_first(connection: socket.socket) -> None:
 def deaf(connection: socket.socket) -> None:
     """Takes no notice of its client's end, as behind a runtime that does not pass it on."""
     rest(connection)
+    ENDED_NOW.set()
     READ_NOW.wait(loopback.TIMEOUT_S)
 
 
@@ -240,6 +241,19 @@ def test_client_that_has_gone_away_is_not_waited_for(proxy: Tunnel) -> None:
         client.sendall(b"a last word")
     assert flow_of(proxy, client_port)["error"] is None
     READ_NOW.set()
+
+
+def test_client_that_finished_and_then_resets_is_not_waited_for(tmp_path: Path) -> None:
+    """As one does that closes before it has read all."""
+    with proxy_of(tmp_path, RAW_SILENCE_S="3600") as patient:
+        client = socks5(patient.port, "deaf.shop")
+        client_port = port_of(client)
+        client.sendall(b"a last word")
+        client.shutdown(socket.SHUT_WR)
+        assert ENDED_NOW.wait(loopback.TIMEOUT_S)
+        loopback.reset(client)
+        assert flow_of(patient, client_port)["error"] is None
+        READ_NOW.set()
 
 
 def test_client_that_waits_for_a_silent_pod_is_waited_for_a_while(proxy: Tunnel) -> None:

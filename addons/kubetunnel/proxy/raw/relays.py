@@ -159,13 +159,15 @@ class Relays:
                 watched.changed_s = now_s
             client = traffic.flow.client_conn
             is_stalled = traffic in stalled
-            by_reset = is_stalled and _is_reset(watched.handler)
+            # nothing is read of one that has finished, so nothing tells of a reset, and of that the kernel keeps no socket
+            by_reset = (is_stalled or traffic.client_done) and _is_reset(watched.handler)
             if watched.relay and is_stalled and (by_reset or (client in gone and self._is_stuck(watched))):
                 watched.relay.client_left(by_reset=by_reset)
                 continue
             silent = now_s - watched.changed_s >= self._half_closed_silence_s
             io = watched.handler.transports.get(watched.server)
-            if (silent or (client in gone and not is_stalled)) and io is not None and io.writer is not None:
+            has_left = not is_stalled and (by_reset or client in gone)
+            if (silent or has_left) and io is not None and io.writer is not None:
                 io.writer.close()
 
     async def _end_deserted(self) -> None:
