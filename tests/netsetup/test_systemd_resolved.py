@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.netsetup.private_network import Machine, machine, why_not
+from tests.netsetup.private_network import Machine, machine
+from tests.netsetup.resolver_daemons import BUS, RESOLVED, daemons, why_not_with
 from tests.netsetup.test_up_down import STAND_IN
 
-RESOLVED = next(
-    (p for p in map(Path, ("/usr/lib/systemd/systemd-resolved", "/lib/systemd/systemd-resolved")) if p.exists()), None
-)
-MISSING = [name for name in ("resolvectl", "dbus-daemon", "dig", "curl") if shutil.which(name) is None]
-WHY_NOT = why_not() or ("systemd-resolved is not installed" if RESOLVED is None else None)
+WHY_NOT = why_not_with(RESOLVED, BUS)
+MISSING = [name for name in ("dig", "curl") if shutil.which(name) is None]
 WHY_NOT = WHY_NOT or (f"{', '.join(MISSING)} not installed" if MISSING else None)
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
-START_LIMIT_S = 20
-BUS = """<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow user="*"/><allow send_type="method_call"/><allow send_destination="*"/>
-<allow receive_sender="*"/><allow own="*"/></policy></busconfig>"""
 # as strict towards the Internet as a user can be; the server is never reached
 STRICT = "[Resolve]\nDNS=192.0.2.53\nFallbackDNS=\nDNSSEC=yes\nDNSOverTLS=yes\n"
 
@@ -34,34 +25,11 @@ STRICT = "[Resolve]\nDNS=192.0.2.53\nFallbackDNS=\nDNSSEC=yes\nDNSOverTLS=yes\n"
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Machine]:
     """With systemd-resolved on its bus, and its stub in resolv.conf."""
-    with machine(tmp_path) as made, ExitStack() as running:
-        with (made.etc / "passwd").open("a") as accounts, (made.etc / "group").open("a") as groups:
-            accounts.write("systemd-resolve:x:64991:64991::/:/usr/sbin/nologin\n")
-            groups.write("systemd-resolve:x:64991:\n")
-        (made.etc / "systemd").mkdir()
-        (made.etc / "systemd" / "resolved.conf").write_text(STRICT)
+    with machine(tmp_path) as made, daemons(made) as started:
+        started.start_resolved(STRICT)
         (made.etc / "resolv.conf").unlink()
         (made.etc / "resolv.conf").symlink_to("../run/systemd/resolve/stub-resolv.conf")
-        made.run("mkdir", "-p", "/run/dbus", "/run/systemd/resolve")
-        made.run("chown", "64991:64991", "/run/systemd/resolve")
-        made.run("tee", "/run/bus.conf", stdin=BUS)
-        for argv in (["dbus-daemon", "--config-file=/run/bus.conf", "--nofork", "--nopidfile"], [str(RESOLVED)]):
-            daemon = subprocess.Popen(
-                made.command(*argv), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=made.environ
-            )
-            running.enter_context(daemon)
-            running.callback(daemon.kill)
-            _wait_for(
-                made, *(["test", "-S", "/run/dbus/system_bus_socket"] if argv[0] == "dbus-daemon" else ["resolvectl"])
-            )
         yield made
-
-
-def _wait_for(own: Machine, *argv: str) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while own.run(*argv, check=False).returncode != 0:
-        assert time.monotonic() < deadline, argv
-        time.sleep(0.05)
 
 
 def test_split_dns(own: Machine) -> None:
