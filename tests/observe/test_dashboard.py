@@ -88,7 +88,7 @@ async def test_a_service_that_breaks_comes_first_and_says_why(page: Page, tunnel
 async def test_the_gravest_fault_is_told_first(page: Page, tunnel: DashboardServer) -> None:
     tunnel.send("service", service("cart", "store", ready=1, health="degraded", error_rate=0.6))
     await shows_rows(page, "cart", "api")
-    assert "60 % of requests fail." in await page.text("#services .problem")
+    assert "60\N{NO-BREAK SPACE}% of requests fail." in await page.text("#services .problem")
     tunnel.send("service", service("cart", "store", ready=1, health="degraded", error_rate=0.01))
     await page.until("document.querySelector('h1').textContent === '1 of 2 services is degraded'")
     assert "1 of 2 pods is not ready." in await page.text("#services .problem")

@@ -5,7 +5,8 @@ import { $, Rows, drawCounts, setAttr, setBadge, setText, show } from "/dashboar
 import { age, count, errorRate, mainPort, ms, plural, rate, tryLine } from "/dashboard/format.js";
 import { STATUSES, headline, judge } from "/dashboard/status.js";
 
-const byName = (a, b) => a.service.service.localeCompare(b.service.service) || a.key.localeCompare(b.key);
+const { compare } = new Intl.Collator(undefined, { numeric: true }); // api-9 before api-10
+const byName = (a, b) => compare(a.service.service, b.service.service) || compare(a.key, b.key);
 const most = (figure) => (a, b) => (figure(b.service) ?? -1) - (figure(a.service) ?? -1) || byName(a, b);
 const ORDERS = {
   status: (a, b) => a.judged.rank - b.judged.rank || byName(a, b),

@@ -37,8 +37,8 @@ export function judge(service, nowS) {
   else if (sick > 0) found("degraded", `Health checks fail on ${sick} of ${pods.length} pods`);
   else if (service.health === "degraded") found("degraded", "Health checks fail on some pods");
 
-  if (errors >= MOST_FAIL) found("failing", `${Math.round(errors * 100)} % of requests fail`);
-  else if (errors >= SOME_FAIL) found("degraded", `${Math.round(errors * 100)} % of requests fail`);
+  if (errors >= MOST_FAIL) found("failing", `${Math.round(errors * 100)}\u00a0% of requests fail`);
+  else if (errors >= SOME_FAIL) found("degraded", `${Math.round(errors * 100)}\u00a0% of requests fail`);
 
   if (faults.length === 0 && isRecent(service.last_error, nowS)) found("degraded", "Failed less than a minute ago");
   faults.sort((a, b) => a.rank - b.rank);
