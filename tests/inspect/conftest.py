@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import random
 import socket
 import urllib.error
 import urllib.request
@@ -31,8 +33,7 @@ class Web(Tunnel):
     """`mitmweb` with the addon, and what a browser asks of it."""
 
     def __init__(self, confdir: Path, **arguments: Any) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.web_port = free.getsockname()[1]
+        self.web_port = free_web_port()
         options = [
             "--web-port", str(self.web_port), "--no-web-open-browser", "--set", f"web_password={PASSWORD}",
             *arguments.pop("options", ()),
@@ -77,6 +78,14 @@ class Web(Tunnel):
     def content(self, flow: dict[str, Any], message: str, view: str) -> Any:
         """What a content view shows of a flow."""
         return self.call("GET", f"/flows/{flow['id']}/{message}/content/{quote(view, safe='')}.json")
+
+
+def free_web_port() -> int:
+    """Below those that the system gives out by itself, so that nobody gets it before mitmweb does."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 async def until[T](ask: Callable[[], T], *, patience_s: float = 10.0) -> T:
