@@ -69,7 +69,7 @@ def test_a_context_that_is_not_there(kubeconfig: Path, tmp_path: Path) -> None:
     done = doctor(tmp_path, "--kubeconfig", str(kubeconfig), "--context", "nope")
     assert done.returncode == 1
     assert re.search(
-        r"^fail +kubeconfig .*--context is .nope.*\n +-> kubectl config get-contexts", done.stdout, re.MULTILINE
+        r"^fail +kubeconfig .*--context is .nope.*\n +-> kubectl --kubeconfig \S+ config get-contexts", done.stdout, re.MULTILINE
     )
 
 

@@ -95,6 +95,8 @@ def test_the_answer_to_head_has_no_body() -> None:
         (errors.UpstreamProtocol("x"), "kubectl --context a -n shop logs api-0 --all-containers --tail=20"),
         (errors.Timeout("x"), "kubectl --context a -n shop logs api-0 --all-containers --tail=20"),
         (errors.Timeout("x", command="another"), "another"),
+        (errors.UpstreamReset("x", command="kubectl -n shop get pod x"), "kubectl --context a -n shop get pod x"),
+        (errors.UpstreamReset("x", command="kubectl --context a get pod"), "kubectl --context a get pod"),
         (errors.ClusterUnreachable("x"), None),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shlex
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -91,6 +92,27 @@ async def test_a_refusal_names_the_kubeconfig_in_its_command(sim: SimCluster, ro
     with pytest.raises(PortNotExposed) as refused:
         await router.find(await router.parse("echo.demo"), PortRequest(81, explicit=True, scheme="http"))
     assert refused.value.command == f"kubectl --kubeconfig {tmp_path / 'kubeconfig'} -n demo get service echo"
+
+
+@pytest.mark.parametrize("host", ["www.example.com", "10.0.0.1", "", "a.b.c.d.e"])
+async def test_a_name_that_is_none_of_ours_names_the_kubeconfig_too(router: Router, tmp_path: Path, host: str) -> None:
+    """Also before the kubeconfig was read, which such a name does not need."""
+    command = f"kubectl --kubeconfig {tmp_path / 'kubeconfig'} get services --all-namespaces"
+    for _ in range(2):
+        with pytest.raises(NotAServiceName) as refused:
+            await router.parse(host)
+        assert refused.value.command == command
+        await find(router, "echo.demo")
+
+
+@pytest.mark.parametrize("given", [{"context": "production"}, {"kubeconfig": "/etc/my config", "context": "b"}, {}])
+async def test_flags_that_were_given_are_in_the_command(given: dict[str, str]) -> None:
+    unopened = Clusters(Settings(cluster=ClusterSettings(**given)))
+    with pytest.raises(NotAServiceName) as refused:
+        Router(Settings(), unopened).split_authority(":80")
+    flags = [part for name in ("kubeconfig", "context") if name in given for part in (f"--{name}", given[name])]
+    assert refused.value.command == shlex.join(["kubectl", *flags, "get", "services", "--all-namespaces"])
+    await unopened.aclose()
 
 
 async def test_settings_that_change_while_the_kubeconfig_is_read_win(sim: SimCluster, tmp_path: Path) -> None:

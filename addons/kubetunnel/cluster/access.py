@@ -269,8 +269,12 @@ async def load_access(
     """
 
     def load(name: str | None) -> Loaded:
-        config = read_kubeconfig(kubeconfig=kubeconfig, context=name, namespace=namespace)
-        return ready(config)
+        try:
+            return ready(read_kubeconfig(kubeconfig=kubeconfig, context=name, namespace=namespace))
+        except KubeconfigError as error:
+            if kubeconfig:
+                error.aim(shlex.join(["kubectl", "--kubeconfig", kubeconfig]))
+            raise
 
     return ClusterAccess(
         load,

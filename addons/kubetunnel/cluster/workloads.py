@@ -130,9 +130,7 @@ class Workloads:
                 return await self._of_service(ref, port, fresh=fresh)
             return self._of_pods(ref, await self._known_pods(ref, fresh=fresh), port)
         except KubeTunnelError as error:
-            plain, ours = "kubectl", self._access.kubectl()
-            if error.command and error.command.startswith(plain) and not error.command.startswith(ours):
-                error.command = ours + error.command.removeprefix(plain)  # the core knows of no context
+            error.aim(self._access.kubectl())  # the core knows of no context
             raise
 
     def describe(self, ref: ObjectRef) -> str:

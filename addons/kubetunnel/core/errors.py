@@ -47,6 +47,16 @@ class KubeTunnelError(Exception):
         # a subclass that only adds facts (KubeconfigError) keeps the reason of its parent
         return next(c.__name__ for c in type(self).__mro__ if KubeTunnelError in c.__bases__)
 
+    def aim(self, kubectl: str) -> None:
+        """Has a kubectl command that names no kubeconfig and no context name those of the cluster that this is about.
+
+        Args:
+            kubectl: the beginning of such a command, as `ClusterAccess.kubectl()` has it.
+        """
+        plain = "kubectl"
+        if self.command and self.command.startswith(f"{plain} ") and not self.command.startswith(f"{kubectl} "):
+            self.command = kubectl + self.command.removeprefix(plain)
+
     def __str__(self) -> str:
         return f"{self.detail} See: {self.command}" if self.command else self.detail
 

@@ -115,9 +115,9 @@ def parse_name(text: str, *, zones: Collection[str], default_namespace: str, sho
     if name is None and not within and short_forms:
         name = _read(labels, ours[0], default_namespace)
     if name is None:
-        raise NotAServiceName(_why_not(host, labels, within, ours))
+        raise _not_a_name(_why_not(host, labels, within, ours))
     if len(str(name)) > MAX_NAME_CHARS:
-        raise NotAServiceName(f"{_quoted(text)} with its zone is longer than {MAX_NAME_CHARS} characters.")
+        raise _not_a_name(f"{_quoted(text)} with its zone is longer than {MAX_NAME_CHARS} characters.")
     return name
 
 
@@ -140,22 +140,21 @@ def split_host_port(authority: str) -> tuple[str, int | None]:
         NotAServiceName: no host, a bad port, or brackets around something else than an IPv6 address.
     """
     if "@" in authority:
-        raise NotAServiceName("A Host has no user name or password in it (RFC 9110 7.2).")
+        raise _not_a_name("A Host has no user name or password in it (RFC 9110 7.2).")
     if authority.startswith("["):
         host, bracket, rest = authority[1:].partition("]")
         if not bracket or ":" not in host or not _is_address(host) or (rest and not rest.startswith(":")):
-            raise NotAServiceName(f"{_quoted(authority)} is not an IPv6 address in brackets, with or without a port.")
+            raise _not_a_name(f"{_quoted(authority)} is not an IPv6 address in brackets, with or without a port.")
         return host, _port(rest[1:], authority)
     host, _, port = authority.partition(":")
     if ":" in port:
-        raise NotAServiceName(
+        raise _not_a_name(
             f"{_quoted(authority)} has more than one colon: a Host is name:port, an IPv6 address stands in brackets."
         )
     if not host:
-        raise NotAServiceName(
+        raise _not_a_name(
             "The request names no host. Give one: SERVICE.NAMESPACE.svc.ZONE in the Host header, in the URL of a proxy "
             "request, or in the SNI.",
-            command=_LIST_SERVICES,
         )
     return host, _port(port, authority)
 
@@ -172,25 +171,24 @@ def dashed(address: IPv4Address | IPv6Address) -> str:
 def _labels(text: str, zone: str) -> list[str]:
     """The labels of a well-formed name, lower-case. Only the first two may have the underscore of an SRV name."""
     if not text:
-        raise NotAServiceName(f"There is no name. Give one: SERVICE.NAMESPACE.svc.{zone}.", command=_LIST_SERVICES)
+        raise _not_a_name(f"There is no name. Give one: SERVICE.NAMESPACE.svc.{zone}.")
     if _is_address(text.removeprefix("[").removesuffix("]")):
-        raise NotAServiceName(
+        raise _not_a_name(
             f"{_quoted(text)} is an address, not the name of a Service. Give the name, SERVICE.NAMESPACE.svc.{zone}, "
             "in the Host header or in the URL of a proxy request.",
-            command=_LIST_SERVICES,
         )
     host = text.removesuffix(".").lower() if text.isascii() else text
     if len(host) > MAX_NAME_CHARS:
-        raise NotAServiceName(f"{_quoted(text)} is longer than {MAX_NAME_CHARS} characters (RFC 1035 2.3.4).")
+        raise _not_a_name(f"{_quoted(text)} is longer than {MAX_NAME_CHARS} characters (RFC 1035 2.3.4).")
     labels = host.split(".")
     srv = len(labels) > 2 and labels[0].startswith("_") and labels[1].startswith("_")
     for position, label in enumerate(labels):
         if not label:
-            raise NotAServiceName(f"{_quoted(text)} has an empty label.")
+            raise _not_a_name(f"{_quoted(text)} has an empty label.")
         if len(label) > MAX_LABEL_CHARS:
-            raise NotAServiceName(f"{_quoted(label)} is longer than the {MAX_LABEL_CHARS} characters of a label.")
+            raise _not_a_name(f"{_quoted(label)} is longer than the {MAX_LABEL_CHARS} characters of a label.")
         if not _LABEL.fullmatch(label[1:] if srv and position < 2 else label):
-            raise NotAServiceName(
+            raise _not_a_name(
                 f"{_quoted(label)} in {_quoted(text)} is not a label of RFC 1123: letters, digits and, "
                 "but not at either end, dashes."
             )
@@ -260,7 +258,7 @@ def _port(text: str, authority: str) -> int | None:
     digits = text.lstrip("0")
     # the length first: int() refuses thousands of digits with an error of its own
     if not (text.isascii() and text.isdigit() and 1 <= len(digits) <= 5 and int(digits) <= 65535):
-        raise NotAServiceName(f"{_quoted(text)} in {_quoted(authority)} is not a port: 1 to 65535.")
+        raise _not_a_name(f"{_quoted(text)} in {_quoted(authority)} is not a port: 1 to 65535.")
     return int(digits)
 
 
@@ -268,3 +266,7 @@ def _quoted(text: str) -> str:
     """For an error's text: printable ASCII, short, and without a password that somebody put before an @."""
     shown = text.rpartition("@")[2]
     return ascii(shown if len(shown) <= _MAX_QUOTED_CHARS else f"{shown[:_MAX_QUOTED_CHARS]}...")
+
+
+def _not_a_name(detail: str) -> NotAServiceName:
+    return NotAServiceName(detail, command=_LIST_SERVICES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 from dataclasses import dataclass, replace
 
 from kubetunnel.cluster.access import ClusterAccess, load_access
@@ -71,6 +72,15 @@ class Cluster:
     def opened(self) -> Session | None:
         """The session, where there is one."""
         return self._session
+
+    @property
+    def kubectl(self) -> str:
+        """The beginning of a kubectl command for it; until there is a session, by the settings alone."""
+        if self._session is not None:
+            return self._session.access.kubectl()
+        flags = {"--kubeconfig": self._settings.kubeconfig, "--context": self._settings.context}
+        given = [part for flag, value in flags.items() if value for part in (flag, value)]
+        return shlex.join(["kubectl", *given])
 
     async def session(self) -> Session:
         """The session, opened at the first use. Raises KubeconfigError, Unauthenticated."""

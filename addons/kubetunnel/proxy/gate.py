@@ -19,7 +19,7 @@ from mitmproxy.utils import human
 from kubetunnel.core.catalog import ServicePort
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
 from kubetunnel.core.first_bytes import Protocol
-from kubetunnel.core.names import PodName, ServiceName, split_host_port
+from kubetunnel.core.names import PodName, ServiceName
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http, spoken_at
 from kubetunnel.proxy import bodies
@@ -266,7 +266,7 @@ class Gate:
                 "The request has no Host header, so it names no Service. HTTP/1.1 asks for one (RFC 9110 section 7.2).",
                 command=f"curl -H 'Host: SERVICE.NAMESPACE.svc.{self._router.settings.cluster.zone}' http://{here}/",
             )
-        host, port = split_host_port(request.host_header or request.authority or request.host)
+        host, port = self._router.split_authority(request.host_header or request.authority or request.host)
         sni = flow.client_conn.sni
         if sni and self._router.known_name(sni):
             host = sni

@@ -29,7 +29,10 @@ async def commands_to_try(session: Session, zone: str, listening_at: str) -> lis
         for service, port in _likely_http(services)[:MAX_LOOKED_AT]:
             if await _is_ready(session, service, port):
                 return _commands(service.name, service.namespace, port.port, zone, listening_at)
-    return [*_commands("SERVICE", "NAMESPACE", 80, zone, listening_at), "kubectl get services --all-namespaces"]
+    return [
+        *_commands("SERVICE", "NAMESPACE", 80, zone, listening_at),
+        session.access.kubectl("get", "services", "--all-namespaces"),
+    ]
 
 
 async def _is_ready(session: Session, service: Service, port: ServicePort) -> bool:

@@ -66,7 +66,7 @@ _SHOWN_BY = {
 
 
 def explain(error: KubeTunnelError, *, kubectl: str, namespace: str, pod: str) -> None:
-    """Gives a refusal that is about this pod the command that shows it, where it has none.
+    """Gives a refusal that is about this pod the command that shows it, where it has none or a less exact one.
 
     Args:
         kubectl: with the flags for kubeconfig and context, as `ClusterAccess.kubectl` has it.
@@ -74,6 +74,7 @@ def explain(error: KubeTunnelError, *, kubectl: str, namespace: str, pod: str) -
     shown_by = _SHOWN_BY.get(error.reason)
     if error.command is None and shown_by is not None:
         error.command = shown_by.format(kubectl=kubectl, namespace=namespace, pod=pod)
+    error.aim(kubectl)  # `forward/` knows of no context
 
 
 def own_failure(exception: Exception) -> KubeTunnelError:

@@ -16,7 +16,7 @@ from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort, ServicePort, ServiceState
 from kubetunnel.core.endpoints import Target, targets
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, Timeout
-from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, SrvName, parse_name
+from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, SrvName, parse_name, split_host_port
 from kubetunnel.core.ports import PortRequest, choose_port
 from kubetunnel.core.settings import ServiceSettings, Settings
 from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
@@ -139,9 +139,21 @@ class Router:
             return None
         return name if name.namespace else None
 
+    def split_authority(self, authority: str) -> tuple[str, int | None]:
+        """Host and port of a Host header. Raises NotAServiceName."""
+        try:
+            return split_host_port(authority)
+        except NotAServiceName as e:
+            e.aim(self._clusters.first.kubectl)
+            raise
+
     async def parse(self, host: str) -> Name:
         """The name that this host is. Raises NotAServiceName; `api` alone needs the kubeconfig for its Namespace."""
-        name = parse_name(host, zones=self._zones, default_namespace=self._settings.cluster.namespace or "")
+        try:
+            name = parse_name(host, zones=self._zones, default_namespace=self._settings.cluster.namespace or "")
+        except NotAServiceName as e:
+            e.aim(self._clusters.first.kubectl)
+            raise
         if name.namespace:
             return name
         session = await self._clusters.of(name.zone).session()
@@ -153,9 +165,7 @@ class Router:
         try:
             return await self._find(session, name, request, fresh=fresh)
         except KubeTunnelError as e:
-            plain, ours = "kubectl", session.access.kubectl()
-            if e.command and e.command.startswith(plain) and not e.command.startswith(ours):
-                e.command = ours + e.command.removeprefix(plain)  # what is decided in the core knows of no context
+            e.aim(session.access.kubectl())  # what is decided in the core knows of no context
             raise
 
     async def _find(self, session: Session, name: Name, request: PortRequest, *, fresh: bool) -> Destination:
@@ -170,7 +180,10 @@ class Router:
                 spoken = spoken_at(ServicePort(request.number))
                 return Destination(name, request.number, session, (target,), request, spoken=spoken)
             case SrvName():
-                raise NotAServiceName(f"{name} is a name for SRV look-ups in DNS. Ask for {name.service} instead.")
+                raise NotAServiceName(
+                    f"{name} is a name for SRV look-ups in DNS. Ask for {name.service} instead.",
+                    command=f"kubectl -n {name.namespace} get service {name.service.service}",
+                )
 
     async def _find_service(
         self,

@@ -159,7 +159,7 @@ class Relays:
                 watched.changed_s = now_s
             client = traffic.flow.client_conn
             is_stalled = traffic in stalled
-            # nothing is read of one that has finished, so nothing tells of a reset, and of that the kernel keeps no socket
+            # of one that has finished nothing is read, so nothing tells of a reset, and the kernel keeps no socket then
             by_reset = (is_stalled or traffic.client_done) and _is_reset(watched.handler)
             if watched.relay and is_stalled and (by_reset or (client in gone and self._is_stuck(watched))):
                 watched.relay.client_left(by_reset=by_reset)
