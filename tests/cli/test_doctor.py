@@ -68,9 +68,8 @@ def test_without_a_cluster(tmp_path: Path) -> None:
 def test_a_context_that_is_not_there(kubeconfig: Path, tmp_path: Path) -> None:
     done = doctor(tmp_path, "--kubeconfig", str(kubeconfig), "--context", "nope")
     assert done.returncode == 1
-    assert re.search(
-        r"^fail +kubeconfig .*--context is .nope.*\n +-> kubectl --kubeconfig \S+ config get-contexts", done.stdout, re.MULTILINE
-    )
+    told = r"^fail +kubeconfig .*--context is .nope.*\n +-> kubectl --kubeconfig \S+ config get-contexts"
+    assert re.search(told, done.stdout, re.MULTILINE)
 
 
 def test_a_tunnel_of_ours_and_a_proxy_variable(kubeconfig: Path, tmp_path: Path) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+
 import pytest
 
+from tests.contract.conftest import ClusterUnderTest
+from tests.proxy.loopback import connect
 from tests.tunnel import WRITE_OUT, Answer, Tunnel, curl
 
 LIMIT_S = 2.0
@@ -90,6 +95,38 @@ def test_a_refusal_leaves_the_client_connection_usable(tunnel: Tunnel) -> None:
         "--next", "--silent", "--write-out", WRITE_OUT, "-H", "Host: echo.demo", f"{tunnel.url}/hostname",
     )  # fmt: skip
     assert answer.text.startswith("echo-")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1 x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: echo.demo\r\nContent-Length: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: echo.demo\r\nA b: c\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: echo.demo\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400),
+        (b"POST /upload HTTP/1.1\r\nHost: echo.demo\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: echo.demo\r\nX-Long: " + b"a" * (65 << 10) + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a:b:c\r\n\r\n", 400),
+    ],
+    ids=["start-line", "length", "field-name", "two-framings", "chunk", "too-long", "host"],
+)
+def test_what_is_no_request(tunnel: Tunnel, request_: bytes, status: int) -> None:
+    with connect(tunnel.port) as client:
+        client.settimeout(LIMIT_S)
+        client.sendall(request_)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        problem = json.loads(answer.read())
+    assert (answer.status, problem["status"]) == (status, status)
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["X-Kube-Tunnel-Error"] == problem["reason"] == "NotAServiceName"
+    assert problem["title"]
+    assert problem["detail"]
+
+
+def test_the_command_of_a_refusal_names_the_kubeconfig(tunnel: Tunnel, cluster: ClusterUnderTest) -> None:
+    command = tunnel.get("www.example.com").json["command"]
+    assert command == f"kubectl --kubeconfig {cluster.kubeconfig} get services --all-namespaces"
 
 
 def test_the_limited_user_may_not_forward(limited_tunnel: Tunnel) -> None:

@@ -60,6 +60,15 @@ def test_refused(addons: Any, header: str) -> None:
     assert flow.response is not None
     assert flow.response.status_code == 407
     assert flow.response.headers["Proxy-Authenticate"].startswith("Basic ")
+    assert flow.response.headers["X-Kube-Tunnel-Error"] == flow.response.json()["reason"] == "Unauthenticated"
+
+
+def test_a_call_is_refused_as_a_call(addons: Any) -> None:
+    flow = asked(**{"Content-Type": "application/grpc"})
+    flow.request.http_version = "HTTP/2.0"
+    addons.stock.requestheaders(flow)
+    assert flow.response is not None
+    assert (flow.response.status_code, flow.response.headers["grpc-status"]) == (200, "16")
 
 
 def test_credentials_go_no_further_and_are_not_kept(addons: Any) -> None:

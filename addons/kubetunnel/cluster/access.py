@@ -269,12 +269,8 @@ async def load_access(
     """
 
     def load(name: str | None) -> Loaded:
-        try:
-            return ready(read_kubeconfig(kubeconfig=kubeconfig, context=name, namespace=namespace))
-        except KubeconfigError as error:
-            if kubeconfig:
-                error.aim(shlex.join(["kubectl", "--kubeconfig", kubeconfig]))
-            raise
+        config = read_kubeconfig(kubeconfig=kubeconfig, context=name, namespace=namespace)
+        return ready(config)
 
     return ClusterAccess(
         load,

@@ -9,6 +9,7 @@ Sources: the kubeconfig v1 API, client-go's `tools/clientcmd` loading rules and 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,21 @@ def read_kubeconfig(
     Raises:
         KubeconfigError: nothing was found (says where it was looked for), or file and key of what is broken.
     """
-    env = os.environ if env is None else env
+    try:
+        return _read(kubeconfig, context, namespace, os.environ if env is None else env, service_account)
+    except KubeconfigError as error:
+        if kubeconfig:
+            error.aim(shlex.join(["kubectl", "--kubeconfig", kubeconfig]))
+        raise
+
+
+def _read(
+    kubeconfig: str | None,
+    context: str | None,
+    namespace: str | None,
+    env: Mapping[str, str],
+    service_account: Path,
+) -> Kubeconfig:
     paths = _candidates(kubeconfig, env)
     documents = [document for path in paths if (document := _read_yaml(path, required=bool(kubeconfig)))]
     if not any(document.value for document in documents):

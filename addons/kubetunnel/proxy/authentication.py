@@ -15,11 +15,12 @@ from typing import Any
 from weakref import WeakSet
 
 from mitmproxy import ctx, http
-from mitmproxy.addons.proxyauth import ProxyAuth, make_auth_required_response, parse_http_basic_auth
+from mitmproxy.addons.proxyauth import ProxyAuth, parse_http_basic_auth
 from mitmproxy.connection import Client
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from kubetunnel.proxy.mode import KubeMode
+from kubetunnel.proxy.refusals import credentials_wanted
 
 HEADER = "Proxy-Authorization"
 _MEMORY_ENTRIES = 256
@@ -70,7 +71,7 @@ class Authentication:
             return self._stock(flow)
         user = self._user(flow.request.headers.get(HEADER, ""))
         if user is None:
-            flow.response = make_auth_required_response(True)
+            flow.response = credentials_wanted(flow.request)
             return False
         del flow.request.headers[HEADER]
         flow.metadata["proxyauth"] = user, ""  # it is saved with the flow, so no password

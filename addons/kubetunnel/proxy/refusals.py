@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from urllib.parse import quote
 
 from mitmproxy import http
 
-from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
+from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, Unauthenticated, UpstreamProtocol
 
 ERROR_HEADER = "X-Kube-Tunnel-Error"
+_SERVER_ERRORS = 500  # and above (RFC 9110 section 15.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,41 @@ def refusal(error: KubeTunnelError, request: http.Request) -> http.Response:
     """The answer to `request`: problem+json, or a trailers-only gRPC response where the request is gRPC."""
     if is_grpc(request):
         return _grpc(error)
-    return _problem(error, request)
+    return _problem(error, has_body=request.method != "HEAD")
+
+
+def complaint(status: int, detail: str, *, grpc: bool = False) -> http.Response:
+    """The answer to what HTTP itself refuses, with a status of its own, e.g. 431, and the nearest reason of the table.
+
+    What never became a request names no Service; what is wrong after that is what the pod sent.
+    """
+    error = (NotAServiceName if status < _SERVER_ERRORS else UpstreamProtocol)(detail)
+    return _grpc(error) if grpc else _problem(error, status=status, title=HTTPStatus(status).phrase)
+
+
+def credentials_wanted(request: http.Request) -> http.Response:
+    """The answer to who has not shown the credentials that this proxy asks for (RFC 9110 section 11.7)."""
+    error = Unauthenticated(
+        f"This tunnel asks for a user name and a password, in the header Proxy-Authorization, and {request.method} "
+        "came without any that it knows.",
+        command="curl --proxy-user USER:PASSWORD -x http://TUNNEL http://SERVICE.NAMESPACE/",
+    )
+    if is_grpc(request):
+        return _grpc(error)
+    status = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+    answer = _problem(error, status=status, title=status.phrase, has_body=request.method != "HEAD")
+    answer.headers["Proxy-Authenticate"] = 'Basic realm="kube-tunnel"'
+    return answer
 
 
 def is_grpc(request: http.Request) -> bool:
     """Whether it is gRPC over HTTP/2; grpc-web and Connect are HTTP."""
-    media_type = request.headers.get("content-type", "").partition(";")[0]
-    return request.is_http2 and media_type.partition("+")[0].strip() == "application/grpc"
+    return request.is_http2 and is_grpc_type(request.headers.get("content-type", ""))
+
+
+def is_grpc_type(content_type: str) -> bool:
+    """Whether a message of this type is gRPC's, in HTTP/2."""
+    return content_type.partition(";")[0].partition("+")[0].strip() == "application/grpc"
 
 
 _SHOWN_BY = {
@@ -82,18 +112,20 @@ def own_failure(exception: Exception) -> KubeTunnelError:
     return UpstreamProtocol(f"The tunnel itself failed ({type(exception).__name__}); its log says more.")
 
 
-def _problem(error: KubeTunnelError, request: http.Request) -> http.Response:
-    status = CODES[error.reason].http
+def _problem(
+    error: KubeTunnelError, *, status: int | None = None, title: str | None = None, has_body: bool = True
+) -> http.Response:
+    status = int(status or CODES[error.reason].http)
     problem = {
         "type": "about:blank",
-        "title": error.title,
+        "title": title or error.title,
         "status": status,
         "detail": error.detail,
         "reason": error.reason,
     }
     if error.command:
         problem["command"] = error.command
-    body = b"" if request.method == "HEAD" else json.dumps(problem, ensure_ascii=False, indent=2).encode() + b"\n"
+    body = json.dumps(problem, ensure_ascii=False, indent=2).encode() + b"\n" if has_body else b""
     return http.Response.make(
         status,
         body,

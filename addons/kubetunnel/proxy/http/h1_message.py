@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from http import HTTPStatus
 from typing import Literal
 
 from h11._receivebuffer import ReceiveBuffer
@@ -145,17 +143,6 @@ def chunk(data: bytes) -> bytes:
 def last_chunk(trailers: http.Headers | None) -> bytes:
     """The end of a chunked body."""
     return b"0\r\n%s\r\n" % (bytes(trailers) if trailers else b"")
-
-
-def complaint(status: HTTPStatus, detail: str) -> bytes:
-    """The answer to what is no request that could be routed: no Service is concerned, so none of the reasons fits."""
-    problem = {"type": "about:blank", "title": status.phrase, "status": int(status), "detail": detail}
-    response = http.Response.make(
-        int(status),
-        json.dumps(problem, ensure_ascii=False).encode() + b"\n",
-        {"Content-Type": "application/problem+json", "Connection": "close"},
-    )
-    return bytes(http1.assemble_response(response))
 
 
 def withdraw_h2c_upgrade(headers: http.Headers) -> None:

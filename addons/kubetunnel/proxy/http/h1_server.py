@@ -33,12 +33,12 @@ from kubetunnel.proxy.http.h1_message import (
     as_http1_response,
     asks_to_close,
     chunk,
-    complaint,
     framing,
     framing_to_send,
     last_chunk,
     take_head,
 )
+from kubetunnel.proxy.refusals import complaint
 
 # for a client to close after an answer that ends its connection; nginx's lingering_timeout
 LINGER_S = 5.0
@@ -91,7 +91,7 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
     def _send_error(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:
         status = event.code.http_status_code()
         if self.conn.state & ConnectionState.CAN_WRITE and not self.response and status is not None:
-            yield commands.SendData(self.conn, complaint(HTTPStatus(status), event.message))
+            yield self._last_answer(status, event.message)
         elif self._sent_framing == "close" and event.code is not ErrorCode.PASSTHROUGH_CLOSE:
             yield Abort(self.conn)
         yield from self.close()
@@ -121,9 +121,14 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
             yield from self.read_body(events.DataReceived(self.conn, b""))
 
     def _complain(self, status: HTTPStatus, detail: str) -> layer.CommandGenerator[None]:
-        yield commands.SendData(self.conn, complaint(status, detail))
+        yield self._last_answer(status, detail)
         yield from self._linger()
         self.state = self.linger
+
+    def _last_answer(self, status: int, detail: str) -> commands.SendData:
+        answer = complaint(status, detail)
+        answer.headers["Connection"] = "close"
+        return commands.SendData(self.conn, http1.assemble_response(answer))
 
     def _linger(self) -> layer.CommandGenerator[None]:
         """Says that nothing more comes, and reads on until the client closes, or the time is over.

@@ -8,12 +8,14 @@ import h2.events
 from h2.errors import ErrorCodes
 from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestHeaders,
     RequestProtocolError,
     ResponseHeaders,
+    ResponseProtocolError,
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState, format_h2_response_headers
 
@@ -21,6 +23,7 @@ from kubetunnel.proxy.http.events import InformationalResponse, UpstreamFailed
 from kubetunnel.proxy.http.h1_message import as_http2_response
 from kubetunnel.proxy.http.h2_connection import KubeHttp2Connection
 from kubetunnel.proxy.http.h2_library import is_connect
+from kubetunnel.proxy.refusals import complaint, is_grpc_type
 
 
 class KubeHttp2Server(KubeHttp2Connection, Http2Server):
@@ -28,10 +31,15 @@ class KubeHttp2Server(KubeHttp2Connection, Http2Server):
 
     _is_draining = False
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._calls: set[int] = set()  # streams that carry gRPC
+
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield from self.handle_with_flow_control(event, self._handle)
         for stream_id in list(self.streams):
             self.forget_if_closed(stream_id)
+        self._calls &= self.streams.keys()
         if self._is_draining and not self.streams:
             yield from self.close_connection("client went away")
 
@@ -47,10 +55,22 @@ class KubeHttp2Server(KubeHttp2Connection, Http2Server):
                 # NO_ERROR would tell the client that nothing is missing
                 self.h2_conn.reset_stream(event.stream_id, event.h2_error or ErrorCodes.INTERNAL_ERROR)
                 yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        elif isinstance(event, ResponseProtocolError) and self._can_be_answered(event):
+            answer = complaint(event.code.http_status_code() or 0, event.message, grpc=event.stream_id in self._calls)
+            headers = [(b":status", str(answer.status_code).encode()), *answer.headers.fields]
+            self.h2_conn.send_headers(event.stream_id, [(name.lower(), value) for name, value in headers])
+            self.h2_conn.send_data(event.stream_id, answer.raw_content or b"", end_stream=True)
+            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         else:
             if isinstance(event, ResponseHeaders):
                 event.response = as_http2_response(event.response)
             yield from super()._handle_event(event)
+
+    def _can_be_answered(self, event: ResponseProtocolError) -> bool:
+        """Whether this failure, which mitmproxy would tell by a page of its own, has an answer and is before any."""
+        if event.code.http_status_code() is None or not self.is_open_for_us(event.stream_id):
+            return False
+        return not self.h2_conn.streams[event.stream_id].state_machine.headers_sent
 
     def handle_h2_event(self, event: h2.events.Event) -> layer.CommandGenerator[bool]:
         if isinstance(event, h2.events.RequestReceived) and is_connect(event.headers):
@@ -63,6 +83,10 @@ class KubeHttp2Server(KubeHttp2Connection, Http2Server):
             self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED
             yield ReceiveHttp(RequestHeaders(event.stream_id, request, end_stream=event.stream_ended is not None))
             return False
+        if isinstance(event, h2.events.RequestReceived):
+            media_type = dict(event.headers).get(b"content-type", b"")
+            if is_grpc_type(media_type.decode(errors="replace")):
+                self._calls.add(event.stream_id)
         return (yield from super().handle_h2_event(event))
 
     def go_away(self, event: h2.events.ConnectionTerminated) -> layer.CommandGenerator[None]:
