@@ -9,7 +9,7 @@ RFC 8482 (ANY).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kubetunnel.core.catalog import Endpoint, ServiceState
@@ -102,6 +102,7 @@ class Authority:
         zones: lower-case, without a dot at the end.
         ranges: of the virtual IPs; their reverse names are ours.
         server: the addresses of the DNS server, for `ns.dns.ZONE`.
+        own: addresses within the ranges that stand for no name of a cluster, and what their reverse names say.
         ttl_s: of what exists.
         negative_ttl_s: of what does not.
     """
@@ -109,6 +110,7 @@ class Authority:
     zones: tuple[str, ...]
     ranges: tuple[AddressRange, ...] = ()
     server: tuple[Address, ...] = ()
+    own: Mapping[Address, str] = field(default_factory=dict)
     ttl_s: int = TTL_S
     negative_ttl_s: int = TTL_S
 
@@ -191,7 +193,8 @@ class Authority:
         if reverse.has_more:
             return self.missing(question)
         if reverse.address is not None:
-            return reverse
+            own = self.own.get(reverse.address)
+            return self.of_reverse(question, own) if own else reverse
         if reverse.is_apex:
             return self._apex(question, question.name)
         return self.empty(question)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from netsetup import macos, redirect, resolver
+from netsetup import macos, redirect, resolv_conf_link, resolver
 from netsetup.operations import (
     AddAddress,
     AddAlias,
     AddLink,
     AddRoute,
     EditResolvConf,
+    LinkResolvConf,
     MakeDirectory,
     Operation,
     Redirect,
@@ -46,6 +47,8 @@ def apply(step: Operation) -> None:
             resolver.write_file(step)
         case EditResolvConf():
             resolver.edit_resolv_conf(step)
+        case LinkResolvConf():
+            resolv_conf_link.link_resolv_conf(step)
         case _:
             assert_never(step)
 
@@ -82,6 +85,8 @@ def undo(step: Operation) -> str:
             return f"{step.path} {resolver.put_file_back(step)}"
         case EditResolvConf():
             return f"{step.path} {resolver.put_resolv_conf_back(step)}"
+        case LinkResolvConf():
+            return f"link {step.path} {resolv_conf_link.put_link_back(step)}"
         case _:
             assert_never(step)
 
@@ -107,6 +112,8 @@ def present(step: Operation) -> bool:
             return resolver.has_file(step)
         case EditResolvConf():
             return resolver.has_resolv_conf(step)
+        case LinkResolvConf():
+            return resolv_conf_link.has_link(step)
         case _:
             assert_never(step)
 

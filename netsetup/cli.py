@@ -92,6 +92,7 @@ _port = click.IntRange(1, 65535)
 @click.option("--zone", "zones", multiple=True, default=("cluster.local",), show_default=True, help="Repeatable.")
 @click.option("--dns-link", default="kube-dns0", show_default=True, help="Name of the DNS address's interface.")
 @click.option("--proxy-link", default="kube-proxy0", show_default=True, help="Name of the virtual IPs' interface.")
+@click.option("--search", metavar="NAMESPACE", help="Short names resolve: NAME of this Namespace, NAME.NAMESPACE.")
 @click.option("--forwarded", is_flag=True, help="Redirect also what containers and other machines send through here.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be done; needs no root.")
 @_state

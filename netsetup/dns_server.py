@@ -12,12 +12,13 @@ import os
 import random
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 
 from kubetunnel.core.errors import KubeTunnelError
 from netsetup.answers import TTL_S, Authority, Names
 from netsetup.dns_lookups import PATIENCE_S, Lookups
+from netsetup.dns_records import Address
 from netsetup.dns_responder import DnsFacts, DnsQuery, Responder
 from netsetup.dns_tcp import IDLE_TIMEOUT_S, TcpListener
 from netsetup.dns_upstreams import TIMEOUT_S, Server, Upstreams
@@ -46,6 +47,8 @@ class DnsServer:
         upstreams: the system's resolvers as they were before; ourselves among them are left out. Without any, what is
             not ours is refused.
         ranges: those of the virtual IPs.
+        known_at: the addresses of `ns.dns.ZONE`, where these are not `host`.
+        own: as of `Authority`.
         ttl_s, negative_ttl_s: how long answers may be kept.
         patience_s: how long the cluster may take before SERVFAIL.
         upstream_timeout_s: how long all upstreams together may take.
@@ -62,6 +65,8 @@ class DnsServer:
         tcp: bool = True,
         upstreams: Sequence[Server] = (),
         ranges: Sequence[AddressRange] = (),
+        known_at: Sequence[Address] = (),
+        own: Mapping[Address, str] | None = None,
         ttl_s: int = TTL_S,
         negative_ttl_s: int = TTL_S,
         patience_s: float = PATIENCE_S,
@@ -70,13 +75,14 @@ class DnsServer:
         max_open: int = MAX_OPEN,
         max_open_per_client: int = MAX_OPEN_PER_CLIENT,
     ) -> None:
-        own = ip_address(host)
+        listening = ip_address(host)
         others = [(address, number) for address, number in upstreams if (address, number) != (host, port)]
         self._host, self._port = host, port
         self._lookups = Lookups(names, patience_s=patience_s, negative_ttl_s=negative_ttl_s)
         self._upstreams = Upstreams(others, timeout_s=upstream_timeout_s)
+        known_at = tuple(known_at) or (() if listening.is_unspecified else (listening,))
         authority = Authority(
-            names.zones, tuple(ranges), () if own.is_unspecified else (own,), ttl_s=ttl_s, negative_ttl_s=negative_ttl_s
+            names.zones, tuple(ranges), known_at, own or {}, ttl_s=ttl_s, negative_ttl_s=negative_ttl_s
         )
         rng = random.Random()  # noqa: S311 - spreads clients over pods, keeps no secret
         self._responder = Responder(names, self._lookups, self._upstreams, authority, rng)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
 
-from netsetup.operations import AddAlias, AddLink, EditResolvConf, Operation, SetLinkResolver, WriteFile
+from netsetup.operations import AddAlias, AddLink, EditResolvConf, LinkResolvConf, Operation, SetLinkResolver, WriteFile
 from netsetup.resolv_conf import nameservers, restored
 
 type Network = IPv4Network | IPv6Network
@@ -39,6 +39,10 @@ class FoundResolver:
         resolv_conf: what it holds, None where there is none.
         files: what the files hold that are beside those that a plan may write.
         directories: those of such files that exist.
+        bypass: systemd-resolved's: the text of the link at /etc/resolv.conf that leads to the list of its servers, so
+            that programs ask those in its place; None where it leads to resolved itself.
+        domain: of the host's own name: searched where the file says nothing of it.
+        asks_all_at_once: the C library asks all servers at once, and takes the first answer (musl).
     """
 
     kind: str
@@ -47,6 +51,9 @@ class FoundResolver:
     resolv_conf: bytes | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     directories: frozenset[str] = frozenset()
+    bypass: str | None = None
+    domain: str = ""
+    asks_all_at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +94,10 @@ def without(found: Found, done: Sequence[Operation]) -> Found:
 def _resolver_without(resolver: FoundResolver, step: Operation) -> FoundResolver:
     match step:
         case EditResolvConf() if resolver.resolv_conf is not None:
-            content = restored(resolver.resolv_conf, step.nameserver, step.before)
+            content = restored(resolver.resolv_conf, step.wanted, step.before)
             return replace(resolver, resolv_conf=content, servers=nameservers(content))
+        case LinkResolvConf():
+            return replace(resolver, bypass=step.before)
         case SetLinkResolver():
             # resolved lists the servers of all links
             return replace(resolver, servers=tuple(s for s in resolver.servers if s != step.dns_ip))

@@ -31,6 +31,7 @@ class Wanted:
         dns_link, proxy_link: names of the links.
         forwarded: redirect also what this machine forwards for containers and other machines. The tunnel must then
             listen on the addresses where that comes in.
+        search: the Namespace of which short names resolve, `api` and `api.shop`, where the resolver has a search list.
         user: who runs the tunnel; kept for display.
     """
 
@@ -43,6 +44,7 @@ class Wanted:
     dns_link: str = "kube-dns0"
     proxy_link: str = "kube-proxy0"
     forwarded: bool = False
+    search: str | None = None
     user: str | None = None
 
 
@@ -159,6 +161,8 @@ def _name_problems(wanted: Wanted) -> list[str]:
     problems = [f"{zone!r} is not a DNS zone." for zone in wanted.zones if not zone_is_valid(zone)]
     if not wanted.zones:
         problems.append("There is no zone.")
+    if wanted.search is not None and ("." in wanted.search or not zone_is_valid(wanted.search)):
+        problems.append(f"{wanted.search!r} is not a Namespace to search in.")
     problems += [
         f"{name!r} is not a link's name: 1-{MAX_LINK_NAME_CHARS} letters, digits, '.', '_', '-'."
         for name in (wanted.dns_link, wanted.proxy_link)

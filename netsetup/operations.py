@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from netsetup.resolv_conf import Edit
+
 # The first half of our links' MAC addresses: locally administered, then "kt".
 MAC_PREFIX = "02:6b:74"
 
@@ -157,21 +159,56 @@ class EditResolvConf:
         path: the file as programs name it.
         real: the file that a symbolic link there led to.
         before: what it held, None where there was none.
+        search, alone: as of `resolv_conf.Edit`.
     """
 
     path: str
     real: str
     nameserver: str
     before: bytes | None
+    search: tuple[str, ...] = ()
+    alone: bool = False
+
+    @property
+    def wanted(self) -> Edit:
+        return Edit(self.nameserver, self.search, self.alone)
 
     @property
     def text(self) -> str:
         led = f" ({self.real})" if self.real != self.path else ""
-        return f"nameserver {self.nameserver} first in {self.path}{led}"
+        search = f", search {' '.join(self.search)}" if self.search else ""
+        place = "alone (musl asks all at once)" if self.alone else "first"
+        return f"nameserver {self.nameserver} {place} in {self.path}{led}{search}"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkResolvConf:
+    """The symbolic link at resolv.conf(5) leads elsewhere: to systemd-resolved itself, in the place of its servers.
+
+    Attributes:
+        target, before: the link's texts.
+    """
+
+    path: str
+    target: str
+    before: str
+
+    @property
+    def text(self) -> str:
+        return f"link {self.path} to {self.target}"
 
 
 type Operation = (
-    AddLink | AddAddress | AddRoute | AddAlias | Redirect | SetLinkResolver | MakeDirectory | WriteFile | EditResolvConf
+    AddLink
+    | AddAddress
+    | AddRoute
+    | AddAlias
+    | Redirect
+    | SetLinkResolver
+    | MakeDirectory
+    | WriteFile
+    | EditResolvConf
+    | LinkResolvConf
 )
 
 # By the names that the state file gives them.
@@ -187,5 +224,6 @@ OPERATIONS: dict[str, type[Operation]] = {
         MakeDirectory,
         WriteFile,
         EditResolvConf,
+        LinkResolvConf,
     )
 }

@@ -16,6 +16,7 @@ from netsetup.operations import (
     AddLink,
     AddRoute,
     EditResolvConf,
+    LinkResolvConf,
     MakeDirectory,
     Operation,
     Redirect,
@@ -23,8 +24,11 @@ from netsetup.operations import (
     WriteFile,
     link_mac,
 )
+from netsetup.resolv_conf import search_list
 
 RESOLV_CONF = "/etc/resolv.conf"
+RESOLVED_DIRECTORY = "/run/systemd/resolve"
+STUB_FILE = "stub-resolv.conf"  # names systemd-resolved itself; beside it, resolv.conf names the servers that it asks
 RESOLVER_DIRECTORY = "/etc/resolver"  # resolver(5) of macOS
 DNSMASQ_FILE = "/etc/NetworkManager/dnsmasq.d/kube-tunnel.conf"
 # makes NetworkManager start its dnsmasq again, which reads its files at the start only
@@ -40,6 +44,17 @@ def plan(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, ...]:
         StepError: nothing here can redirect.
     """
     return (*_addresses(wanted, layout, found), *_resolver(wanted, layout, found))
+
+
+def notes(wanted: Wanted, layout: Layout, found: Found) -> tuple[str, ...]:
+    """What the user should know of the plan, in words."""
+    kind = found.resolver.kind
+    told = list(layout.skipped)
+    if wanted.search is not None and kind in ("NetworkManager", "resolver-directory"):
+        told.append(f"the search list is left as it is ({kind}): short names do not resolve by --search")
+    if kind == "resolv.conf" and found.resolver.asks_all_at_once:
+        told.append("musl asks all nameservers at once, so ours is the only one: nothing resolves while no tunnel runs")
+    return tuple(told)
 
 
 def _addresses(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, ...]:
@@ -87,10 +102,13 @@ def _resolver(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, 
     dns_ip = str(layout.dns_address.ip)
     zones = tuple(zone.lower().removesuffix(".") for zone in wanted.zones)
     zones += tuple(reverse for prefix in layout.ranges for reverse in reverse_zones(prefix))
-    resolver = found.resolver
+    resolver, search = found.resolver, search_domains(wanted)
     match resolver.kind:
         case "systemd-resolved":
-            return (SetLinkResolver(wanted.dns_link, dns_ip, tuple(f"~{zone}" for zone in zones)),)
+            # a domain without `~` is searched, and asked there as well
+            domains = tuple(dict.fromkeys([*search, *(f"~{zone}" for zone in zones if zone not in search)]))
+            ask_resolved = () if resolver.bypass is None else (_to_the_stub(resolver.bypass),)
+            return (SetLinkResolver(wanted.dns_link, dns_ip, domains), *ask_resolved)
         case "NetworkManager":
             lines = HEADING + "".join(f"server=/{zone}/{dns_ip}\n" for zone in zones)
             return _file(found, DNSMASQ_FILE, lines, RELOAD_NETWORK_MANAGER)
@@ -100,7 +118,26 @@ def _resolver(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, 
             steps = [_file(found, f"{RESOLVER_DIRECTORY}/{zone}", lines) for zone in zones]
             return tuple(dict.fromkeys(step for each in steps for step in each))
         case _:
-            return (EditResolvConf(RESOLV_CONF, resolver.real, dns_ip, resolver.resolv_conf),)
+            before = resolver.resolv_conf
+            if search and resolver.domain and search_list(before) is None:
+                search = (resolver.domain, *search)
+            alone = resolver.asks_all_at_once
+            return (EditResolvConf(RESOLV_CONF, resolver.real, dns_ip, before, search, alone=alone),)
+
+
+def _to_the_stub(link: str) -> LinkResolvConf:
+    """`link` relative or not; through other links, absolute."""
+    stub = f"{RESOLVED_DIRECTORY}/{STUB_FILE}"
+    direct = link.endswith(f"{RESOLVED_DIRECTORY}/resolv.conf")
+    return LinkResolvConf(RESOLV_CONF, str(PurePosixPath(link).with_name(STUB_FILE)) if direct else stub, link)
+
+
+def search_domains(wanted: Wanted) -> tuple[str, ...]:
+    """As the kubelet writes them into a pod's resolv.conf: `api`, `api.shop` and `api.shop.svc` are then found."""
+    if wanted.search is None:
+        return ()
+    zone = wanted.zones[0].lower().removesuffix(".")
+    return f"{wanted.search}.svc.{zone}", f"svc.{zone}", zone
 
 
 def _file(found: Found, path: str, content: str, reload: tuple[str, ...] = ()) -> tuple[Operation, ...]:

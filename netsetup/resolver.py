@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import os
 import socket
+import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
 from netsetup.errors import StepError
 from netsetup.found import FoundResolver
 from netsetup.operations import EditResolvConf, MakeDirectory, SetLinkResolver, WriteFile
-from netsetup.plan import DNSMASQ_FILE, HEADING, RESOLV_CONF, RESOLVER_DIRECTORY
+from netsetup.plan import DNSMASQ_FILE, HEADING, RESOLV_CONF, RESOLVED_DIRECTORY, RESOLVER_DIRECTORY, STUB_FILE
 from netsetup.programs import find_program, run
 from netsetup.resolv_conf import edited, is_edited, nameservers, restored, unmarked
 
 # systemd-resolved's stub, which it answers by link and domain (systemd-resolved.service(8))
 STUB_ADDRESSES = {"127.0.0.53", "127.0.0.54"}
-RESOLVED_DIRECTORY = "/run/systemd/resolve"
 RESOLVED_SERVERS = f"{RESOLVED_DIRECTORY}/resolv.conf"
 
 
@@ -32,13 +32,20 @@ def find_resolver(*, macos: bool = False) -> FoundResolver:
     servers = nameservers(content)
     if macos:
         return _with_files(FoundResolver("resolver-directory", servers, real, content), RESOLVER_DIRECTORY)
-    if find_program("resolvectl") and (STUB_ADDRESSES & {*servers} or real.startswith(f"{RESOLVED_DIRECTORY}/")):
-        # the stub is no server of its own; resolved names those that it asks
-        behind = tuple(s for s in nameservers(_read(RESOLVED_SERVERS)) if s not in STUB_ADDRESSES)
-        return FoundResolver("systemd-resolved", behind or servers, real, content)
+    # the stub is no server of its own; resolved names those that it asks
+    behind = tuple(s for s in nameservers(_read(RESOLVED_SERVERS)) if s not in STUB_ADDRESSES)
+    if find_program("resolvectl"):
+        if STUB_ADDRESSES & {*servers}:
+            return FoundResolver("systemd-resolved", behind or servers, real, content)
+        # programs ask its servers in its place; without its stub (DNSStubListener=no) they cannot ask resolved at all
+        if real == RESOLVED_SERVERS and STUB_ADDRESSES & {*nameservers(_read(f"{RESOLVED_DIRECTORY}/{STUB_FILE}"))}:
+            past = os.fspath(Path(RESOLV_CONF).readlink())
+            return FoundResolver("systemd-resolved", behind, real, content, bypass=past)
     if _network_manager_runs_dnsmasq():
         return _with_files(FoundResolver("NetworkManager", servers, real, content), str(Path(DNSMASQ_FILE).parent))
-    return FoundResolver("resolv.conf", servers, real, content)
+    at_once = str(sysconfig.get_config_var("HOST_GNU_TYPE")).endswith("musl")
+    domain = socket.gethostname().partition(".")[2]
+    return FoundResolver("resolv.conf", servers, real, content, domain=domain, asks_all_at_once=at_once)
 
 
 def set_link_resolver(step: SetLinkResolver) -> None:
@@ -133,7 +140,7 @@ def has_file(step: WriteFile) -> bool:
 
 def edit_resolv_conf(step: EditResolvConf) -> None:
     _check_unchanged(step.path, unmarked(_read(step.path)), step.before)
-    _write(step.real, edited(step.before, step.nameserver))
+    _write(step.real, edited(step.before, step.wanted))
 
 
 def put_resolv_conf_back(step: EditResolvConf) -> str:
@@ -148,7 +155,7 @@ def put_resolv_conf_back(step: EditResolvConf) -> str:
         current = _read(path)
         if current is None:
             continue
-        content = restored(current, step.nameserver, step.before)
+        content = restored(current, step.wanted, step.before)
         if content == current:
             continue
         _restore(path, content)
@@ -162,7 +169,7 @@ def _put_missing_back(step: EditResolvConf) -> bool:
     if path.exists() or step.before is None or not real.parent.is_dir():
         return False  # the directory of a link's target is gone after a reboot: its owner makes both anew
     current = _read(step.real)
-    content = step.before if current is None else restored(current, step.nameserver, step.before)
+    content = step.before if current is None else restored(current, step.wanted, step.before)
     _restore(step.real, content)
     if not path.is_symlink() and path != real:
         try:

@@ -18,7 +18,7 @@ from netsetup.found import Found, claim_on, without
 from netsetup.layout import Wanted, choose_layout
 from netsetup.machine import boot_id, find
 from netsetup.operations import Operation
-from netsetup.plan import plan
+from netsetup.plan import notes, plan
 from netsetup.privileges import as_root
 from netsetup.state import DEFAULT_STATE, Journal, Record, State, open_journal, read_record
 
@@ -88,7 +88,7 @@ def dry_run(wanted: Wanted, path: Path = DEFAULT_STATE) -> list[str]:
     layout = choose_layout(wanted, found)
     undone = [f"- {step.text}" for step in reversed(record.operations)] if record else []
     done = [f"+ {step.text}" for step in plan(wanted, layout, found)]
-    return [*(f"note: {why}" for why in layout.skipped), *undone, *done]
+    return [*(f"note: {why}" for why in notes(wanted, layout, found)), *undone, *done]
 
 
 def dry_run_down(path: Path = DEFAULT_STATE) -> list[str]:
@@ -156,7 +156,7 @@ def _up(wanted: Wanted, journal: Journal, tell: Tell, *, temporary: bool = False
         found = find()
     layout = choose_layout(wanted, found)
     steps = plan(wanted, layout, found)
-    for why in layout.skipped:
+    for why in notes(wanted, layout, found):
         tell(f"note: {why}")
     journal.begin(wanted, layout, found.resolver.servers, temporary=temporary)
     record = None
@@ -250,6 +250,7 @@ _WISHES = {
     "port": "the tunnel's port is", "dns_port": "the DNS server's port is", "dns_ip": "the DNS address is",
     "proxy_ip": "the proxy's address is", "ip_ranges": "the ranges are", "dns_link": "the DNS link is",
     "proxy_link": "the proxy's link is",
+    "search": "the Namespace of short names is",
 }  # fmt: skip
 
 

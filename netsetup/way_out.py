@@ -9,8 +9,14 @@ from netsetup.errors import StepError
 from netsetup.operations import MAC_PREFIX
 from netsetup.programs import find_program
 from netsetup.redirect import CHAIN, FAMILY, TABLE
-from netsetup.resolv_conf import MARK
+from netsetup.resolv_conf import HELD, MARK, NEXT
 from netsetup.resolvers import RESOLV_CONF
+
+# as `resolv_conf.unmarked`; the plus of NEXT means itself
+_UNMARKED = (
+    f"s/^{HELD.decode()}//; /{MARK.decode()}$/d; "
+    f"/^{NEXT.decode().replace('+', '[+]')}/{{N; s/^{NEXT.decode().replace('+', '[+]')}(.*)\\n\\1$//; /^$/d}}"
+)
 
 
 def undoing_commands(state: Path) -> str:
@@ -25,7 +31,7 @@ def undoing_commands(state: Path) -> str:
         for table in ("nat", "filter"):
             commands += [f"sudo iptables -t {table} {rule} {CHAIN}" for rule in ("-D OUTPUT -j", "-F", "-X")]
     if _is_marked(RESOLV_CONF):
-        commands.append(f"sudo sed -i --follow-symlinks '/{MARK.decode()}$/d' {RESOLV_CONF}")
+        commands.append(f"sudo sed -i --follow-symlinks -E '{_UNMARKED}' {RESOLV_CONF}")
     return "; ".join([*commands, f"sudo rm {state}"])
 
 

@@ -51,11 +51,14 @@ def present(ours: Collection[str]) -> tuple[tuple[str, int], ...]:
 PLAIN = NamingPlan(("cluster.local",), RANGES, dns=("127.0.0.1", 5353), resolvers=NOW)
 LED = Redirection("10.8.0.1", 8080, 5353)
 ONLY_DNS = replace(LED, proxy_port=None)
-SET_UP = replace(PLAIN, reserved=(DNS_IP, PROXY_IP), proxy_ips=(PROXY_IP,), resolvers=FORMER, redirection=LED)
+SET_UP = replace(
+    PLAIN, reserved=(DNS_IP, PROXY_IP), dns_ips=(DNS_IP,), proxy_ips=(PROXY_IP,), resolvers=FORMER, redirection=LED
+)
 IPV6_DNS, IPV6_PROXY = ip_address("fd00:8::1"), ip_address("fd00:8::2")
 IPV6 = replace(MACHINE, dns_ip=IPV6_DNS, proxy_ip=IPV6_PROXY, ranges=(ip_network("fd00:8::/64"),))
 SET_UP_IPV6 = replace(
-    SET_UP, ranges=IPV6.ranges, reserved=(IPV6_DNS, IPV6_PROXY), proxy_ips=(IPV6_PROXY,), also_dns=("::1", 5353),
+    SET_UP, ranges=IPV6.ranges, reserved=(IPV6_DNS, IPV6_PROXY), dns_ips=(IPV6_DNS,), proxy_ips=(IPV6_PROXY,),
+    also_dns=("::1", 5353),
     redirection=Redirection("fd00:8::1", 8080, 5353, "::1"),
 )  # fmt: skip
 LOOPBACK = replace(PLAIN, ranges=(LOOPBACK_RANGE,), loopback=True)

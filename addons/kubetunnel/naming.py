@@ -20,6 +20,7 @@ from kubetunnel.loopback_claim import ClaimedByAnother, LoopbackClaim
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.loopback import LoopbackListeners
 from kubetunnel.proxy.mode import LOOPBACK, LOOPBACK_IPV6, listening_addresses, serve_connection
+from kubetunnel.proxy.own_names import TUNNEL_NAME
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 from kubetunnel.redirection import Redirection, dns_port
 from kubetunnel.resolv_conf_watch import ResolvConfWatch
@@ -47,6 +48,7 @@ class NamingPlan:
     Attributes:
         ranges, reserved: of the virtual IPs.
         shared: every name's address, in the place of virtual IPs.
+        dns_ips: addresses that lead to the DNS server; empty where the machine leads none there.
         proxy_ips: addresses that lead to the tunnel and stand for no name of their own.
         dns: host and port of the DNS server, None for no server; also_dns: another address of it.
         redirection: where the machine leads virtual IPs and port 53 of the DNS address; None where it does not.
@@ -57,6 +59,7 @@ class NamingPlan:
     ranges: tuple[Network, ...]
     reserved: tuple[Address, ...] = ()
     shared: Address | None = None
+    dns_ips: tuple[Address, ...] = ()
     proxy_ips: tuple[Address, ...] = ()
     loopback: bool = False
     dns: tuple[str, int] | None = None
@@ -89,11 +92,13 @@ def plan_naming(settings: Settings, machine: State | None, resolvers: Resolvers 
     if dns.answer == "shared" or (machine is not None and not machine.redirected and not settings.network.loopback):
         shared = machine.proxy_ip if machine is not None else ip_address("127.0.0.1")
     return NamingPlan(
-        (settings.cluster.zone, *(other.zone for other in settings.zones)), ranges, reserved, shared, proxy_ips,
+        (settings.cluster.zone, *(other.zone for other in settings.zones)), ranges, reserved, shared,
+        proxy_ips=proxy_ips,
         loopback=settings.network.loopback,
         dns=(dns.ip, dns_port(settings, machine)) if dns.enabled else None,
         also_dns=_also_dns(settings, machine),
         redirection=Redirection.of(machine, ports=not settings.network.loopback) if machine is not None else None,
+        dns_ips=(machine.dns_ip,) if machine is not None and not settings.network.loopback else (),
         tcp=dns.tcp,
         ttl_s=round(dns.ttl_s),
         resolvers=_former_resolvers(machine, dns.ip, resolvers),
@@ -119,13 +124,19 @@ def _former_resolvers(machine: State | None, dns_ip: str, resolvers: Resolvers) 
 
 def _but_dns(plan: NamingPlan) -> NamingPlan:
     """What names and addresses follow from, without the servers that answer them."""
-    return replace(plan, dns=None, also_dns=None, tcp=True, ttl_s=0, resolvers=(), redirection=None)
+    return replace(plan, dns=None, also_dns=None, dns_ips=(), tcp=True, ttl_s=0, resolvers=(), redirection=None)
+
+
+def _own_names(plan: NamingPlan) -> dict[Address, str]:
+    """What `dig -x` says of the addresses that stand for no name of a cluster."""
+    names = dict.fromkeys(plan.dns_ips, f"ns.dns.{plan.zones[0]}")
+    return names | dict.fromkeys(plan.proxy_ips, TUNNEL_NAME)
 
 
 async def _dns_server(plan: NamingPlan, names: ClusterNames, address: tuple[str, int]) -> DnsServer:
     server = DnsServer(
         names, host=address[0], port=address[1], tcp=plan.tcp, upstreams=plan.resolvers, ranges=plan.ranges,
-        ttl_s=plan.ttl_s,
+        known_at=plan.dns_ips, own=_own_names(plan), ttl_s=plan.ttl_s,
     )  # fmt: skip
     await server.start()
     return server

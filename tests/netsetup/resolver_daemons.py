@@ -59,7 +59,13 @@ class Daemons:
         (own.etc / "systemd").mkdir()
         (own.etc / "systemd" / "resolved.conf").write_text(settings)
         own.run("install", "-d", "-o", str(RESOLVED_USER), "-g", str(RESOLVED_USER), "/run/systemd/resolve")
-        self._start(RESOLVED)
+        self._resolved = self._start(RESOLVED)
+        self.wait_for("resolvectl")
+
+    def restart_resolved(self) -> None:
+        self._resolved.terminate()
+        self._resolved.wait(START_LIMIT_S)
+        self._resolved = self._start(RESOLVED)
         self.wait_for("resolvectl")
 
     def start_network_manager(self, settings: str) -> None:
@@ -76,12 +82,13 @@ class Daemons:
             assert time.monotonic() < deadline, tried
             time.sleep(0.05)
 
-    def _start(self, *argv: str) -> None:
+    def _start(self, *argv: str) -> subprocess.Popen[bytes]:
         log = (self._own.work / f"{Path(argv[0]).name}.log").open("w")
         self._running.enter_context(log)
         daemon = subprocess.Popen(self._own.command(*argv), stdout=log, stderr=log, env=self._own.environ)
         self._running.enter_context(daemon)
         self._running.callback(daemon.kill)
+        return daemon
 
 
 def _kill_what_they_started(own: Machine) -> None:

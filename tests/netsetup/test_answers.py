@@ -137,6 +137,9 @@ class TestReverse:
         assert [record.data for record in OURS.of_reverse(pointer, "api.shop.svc.cluster.local").records] == [
             "api.shop.svc.cluster.local"
         ]
+        own = replace(OURS, own={IPv4Address("10.8.0.7"): "ns.dns.cluster.local"}).decide(pointer)
+        assert isinstance(own, Answer)
+        assert [(record.type, record.data) for record in own.records] == [(RecordType.PTR, "ns.dns.cluster.local")]
         assert OURS.of_reverse(pointer, None).rcode == Rcode.NXDOMAIN
         assert OURS.of_reverse(pointer, None).authority[0].name == "0.8.10.in-addr.arpa"
         assert OURS.of_reverse(replace(pointer, type=RecordType.A), "x.y.svc.cluster.local").records == ()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from netsetup.errors import LinkTakenError, StepError
+from netsetup.errors import BadWishError, LinkTakenError, StepError
 from netsetup.found import Found, FoundLink, FoundResolver, FoundRoute, without
 from netsetup.layout import Wanted, choose_layout
 from netsetup.operations import (
@@ -15,6 +15,7 @@ from netsetup.operations import (
     AddLink,
     AddRoute,
     EditResolvConf,
+    LinkResolvConf,
     MakeDirectory,
     Operation,
     Redirect,
@@ -22,8 +23,8 @@ from netsetup.operations import (
     WriteFile,
     link_mac,
 )
-from netsetup.plan import plan
-from netsetup.resolv_conf import edited
+from netsetup.plan import notes, plan
+from netsetup.resolv_conf import Edit, edited, nameservers
 from tests.netsetup.machines import RESOLV_CONF, laptop
 
 
@@ -68,6 +69,57 @@ def test_systemd_resolved() -> None:
     assert [step.carrier for step in steps if isinstance(step, AddLink)] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("../run/systemd/resolve/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
+        ("/run/systemd/resolve/resolv.conf", "/run/systemd/resolve/stub-resolv.conf"),
+        ("resolv.conf.of-the-office", "/run/systemd/resolve/stub-resolv.conf"),  # itself a link to resolved's file
+    ],
+)
+def test_a_link_past_systemd_resolved_leads_to_it(link: str, target: str) -> None:
+    found = laptop(resolver=FoundResolver("systemd-resolved", bypass=link))
+    steps = planned(found)
+    assert isinstance(steps[-2], SetLinkResolver)
+    assert steps[-1] == LinkResolvConf("/etc/resolv.conf", target, link)
+    there = replace(found, resolver=FoundResolver("systemd-resolved"))
+    assert without(there, steps).resolver.bypass == link
+
+
+SEARCHED = ("shop.svc.cluster.local", "svc.cluster.local", "cluster.local")
+
+
+def test_a_search_list() -> None:
+    wanted = Wanted(search="shop", zones=("cluster.local", "prod.local"))
+    (resolved,) = last("systemd-resolved", wanted)
+    assert isinstance(resolved, SetLinkResolver)
+    assert resolved.domains == (*SEARCHED, "~prod.local", "~0.8.10.in-addr.arpa", "~0.9.10.in-addr.arpa")
+    for content, domain, search in (
+        (b"search corp\n", "home.example", SEARCHED),
+        (b"nameserver 192.168.1.1\n", "home.example", ("home.example", *SEARCHED)),  # which is searched by itself else
+        (None, "", SEARCHED),
+    ):
+        resolver = FoundResolver("resolv.conf", resolv_conf=content, domain=domain)
+        found = laptop(resolver=resolver)
+        edit = plan(wanted, choose_layout(wanted, found), found)[-1]
+        assert isinstance(edit, EditResolvConf)
+        assert edit.search == search
+    for kind in ("NetworkManager", "resolver-directory"):
+        found = laptop(resolver=FoundResolver(kind))
+        assert "search list is left" in notes(wanted, choose_layout(wanted, found), found)[0]
+    with pytest.raises(BadWishError, match="not a Namespace"):
+        choose_layout(Wanted(search="a.b"), laptop())
+
+
+def test_where_all_servers_are_asked_at_once_ours_is_the_only_one() -> None:
+    found = laptop(resolver=FoundResolver("resolv.conf", resolv_conf=RESOLV_CONF, asks_all_at_once=True))
+    edit = planned(found)[-1]
+    assert isinstance(edit, EditResolvConf)
+    assert nameservers(edited(edit.before, edit.wanted)) == ("10.8.0.1",)
+    assert "the only one" in notes(Wanted(), choose_layout(Wanted(), found), found)[0]
+    assert not notes(Wanted(), choose_layout(Wanted(), laptop()), laptop())
+
+
 def test_network_manager() -> None:
     directory = "/etc/NetworkManager/dnsmasq.d"
     (step,) = last("NetworkManager", directories=frozenset([directory]))
@@ -109,7 +161,8 @@ def test_nothing_can_redirect() -> None:
 
 
 def test_every_step_has_its_line() -> None:
-    steps = (*planned(laptop()), *last("systemd-resolved"), *last("NetworkManager"), AddAlias("10.8.0.1"))
+    past = laptop(resolver=FoundResolver("systemd-resolved", bypass="/run/systemd/resolve/resolv.conf"))
+    steps = (*planned(laptop()), *planned(past)[-2:], *last("NetworkManager"), AddAlias("10.8.0.1"))
     assert len({step.text for step in steps}) == len(steps)
     assert not any("\n" in step.text for step in steps)
 
@@ -123,7 +176,7 @@ def done(steps: tuple[Operation, ...], found: Found) -> Found:
         FoundLink("kube-proxy0", link_mac("kube-proxy0"), (layout.proxy_address,)),
     )
     routes = (*found.routes, *(FoundRoute(prefix, "kube-proxy0") for prefix in layout.ranges))
-    content = edited(RESOLV_CONF, "10.8.0.1")
+    content = edited(RESOLV_CONF, Edit("10.8.0.1"))
     resolver = replace(found.resolver, resolv_conf=content, servers=("10.8.0.1", "192.168.1.1"))
     return replace(found, links=links, routes=routes, resolver=resolver)
 

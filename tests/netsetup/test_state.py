@@ -17,6 +17,7 @@ from netsetup.operations import (
     AddLink,
     AddRoute,
     EditResolvConf,
+    LinkResolvConf,
     MakeDirectory,
     Operation,
     Redirect,
@@ -36,7 +37,8 @@ STEPS: tuple[Operation, ...] = (
     MakeDirectory("/etc/resolver"),
     WriteFile("/etc/resolver/cluster.local", b"\x00\xff\n", b"\xfe", ("nmcli", "general")),
     WriteFile("/etc/resolver/prod.local", b"", None),
-    EditResolvConf("/etc/resolv.conf", "/run/resolv.conf", "10.8.0.1", b"nameserver 192.0.2.1\r\n\xe4"),
+    EditResolvConf("/etc/resolv.conf", "/run/resolv.conf", "10.8.0.1", b"nameserver 192.0.2.1\r\n\xe4", ("a", "b")),
+    LinkResolvConf("/etc/resolv.conf", "../run/stub-resolv.conf", "../run/resolv.conf"),
 )
 
 WANTED = Wanted(dns_ip=ip_address("10.8.0.1"), zones=("cluster.local", "prod.local"), port=80, user="alice")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.netsetup import office_dns
 from tests.netsetup.private_network import RESOLV_CONF, STATE, Machine, machine, why_not
 
 WHY_NOT = why_not()
@@ -381,8 +382,9 @@ def test_down_can_be_looked_at_first(own: Machine) -> None:
 
 
 def test_the_way_out_without_a_state_file(own: Machine) -> None:
+    (own.etc / "resolv.conf").write_bytes(RESOLV_CONF.replace(b"edns0", b"rotate edns0"))
     before = own.facts()
-    own.netsetup("up")
+    own.netsetup("up", "--search", "shop")
     own.run("tee", STATE, stdin="{")
     refused = own.netsetup("down", check=False)
     assert refused.returncode == 1
@@ -474,6 +476,31 @@ def test_resolv_conf_that_somebody_else_has_edited(own: Machine) -> None:
     path.write_bytes(path.read_bytes().replace(b"edns0", b"edns0 rotate") + b"nameserver 192.0.2.55\n")
     assert "our line taken out" in own.netsetup("down").stdout
     assert path.read_bytes() == RESOLV_CONF.replace(b"edns0", b"edns0 rotate") + b"nameserver 192.0.2.55\n"
+
+
+def test_what_would_keep_clients_from_asking_us_is_held_and_comes_back(own: Machine) -> None:
+    path = own.etc / "resolv.conf"
+    path.write_bytes(RESOLV_CONF.replace(b"edns0", b"rotate edns0"))
+    own.run("ip", "address", "add", "192.0.2.53/32", "dev", "lo")
+    before = own.facts()
+    own.netsetup("up", "--search", "shop")
+    own.netsetup("status")
+    assert "already" in own.netsetup("up", "--search", "shop").stdout
+    # of many questions of one process each comes to us first
+    names = "import socket; print({socket.gethostbyname(f'{name}.shop.svc.cluster.local.') for name in 'abcdefgh'})"
+    with _stand_in(own), own.start(sys.executable, office_dns.__file__, "192.0.2.53") as office:
+        assert office.stdout is not None
+        assert office.stdout.readline() == "ready\n"
+        found = own.run(sys.executable, "-c", names, check=False)
+        office.kill()
+    assert found.stdout == "{'10.8.0.77'}\n", found
+    own.netsetup("down")
+    assert own.facts() == before
+    # in a file that somebody else has changed
+    own.netsetup("up", "--search", "shop")
+    path.write_bytes(path.read_bytes() + b"nameserver 192.0.2.55\n")
+    own.netsetup("down")
+    assert path.read_bytes() == RESOLV_CONF.replace(b"edns0", b"rotate edns0") + b"nameserver 192.0.2.55\n"
 
 
 def test_resolv_conf_that_is_a_symbolic_link(own: Machine) -> None:

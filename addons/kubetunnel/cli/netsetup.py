@@ -17,6 +17,7 @@ _MISTAKE = 2  # the exit status of a usage error, as click's
 _OPTIONS = {
     "proxy.port": "port", "dns.port": "dns_port", "network.ip_ranges": "ip_ranges",
     "network.dns_interface.ip": "dns_ip", "network.dns_interface.name": "dns_link",
+    "network.search": "search",
     "network.proxy_interface.ip": "proxy_ip", "network.proxy_interface.name": "proxy_link",
 }  # fmt: skip
 

@@ -87,6 +87,7 @@ def _wanted(settings: Settings, port: int, there: State | None, user: str | None
         zones=(settings.cluster.zone, *(other.zone for other in settings.zones)),
         port=settings.proxy.port or (there.proxy_port if there is not None else port),
         dns_port=dns_port(settings, there),
+        search=interfaces.search,
         dns_link=interfaces.dns_interface.name, proxy_link=interfaces.proxy_interface.name, user=user,
     )  # fmt: skip
 

@@ -248,6 +248,10 @@ class NetworkSettings:
         ("10.8.0.0/24", "10.9.0.0/24"), "Prefixes for virtual IPs.", env="KTUN_IP_RANGES", takes="prefixes",
         form="prefix",
     )  # fmt: skip
+    search: str | None = _setting(
+        None, "Short names resolve with `virtual`: NAME in this Namespace, and NAME.NAMESPACE (a DNS search list).",
+        flag="--search", takes="a Namespace", form="zone",
+    )  # fmt: skip
     dns_interface: DnsInterfaceSettings = field(default_factory=DnsInterfaceSettings)
     proxy_interface: ProxyInterfaceSettings = field(default_factory=ProxyInterfaceSettings)
 

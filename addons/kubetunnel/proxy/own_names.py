@@ -19,7 +19,8 @@ from kubetunnel.core.vips import Address
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 
-OWN_NAMES = ("localhost", "kube-tunnel.internal")
+TUNNEL_NAME = "kube-tunnel.internal"
+OWN_NAMES = ("localhost", TUNNEL_NAME)
 
 
 class OwnNames:
