@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from mitmproxy import ctx, exceptions
+from mitmproxy.options import CONF_BASENAME
 
+from kubetunnel import __version__
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.health import Check, parse_check
-from kubetunnel.core.settings import Settings
+from kubetunnel.core.settings import LogSettings, Settings
 from kubetunnel.demo import Demo
 from kubetunnel.inspect.inspection import Inspection
 from kubetunnel.local_ports import LocalPorts
+from kubetunnel.log_lines import RequestLines, set_format
 from kubetunnel.naming import Naming, plan_naming
 from kubetunnel.observe.observe import Observe
 from kubetunnel.observe.sources import HealthPolicy
@@ -22,6 +25,7 @@ from kubetunnel.observe.traffic import ServiceKey
 from kubetunnel.options import PREFIX, SettingSources, add_options, settings_of, take_mistakes
 from kubetunnel.proxy.authentication import Authentication
 from kubetunnel.proxy.clusters import Clusters
+from kubetunnel.proxy.ending import Ending
 from kubetunnel.proxy.gate import Gate
 from kubetunnel.proxy.greeting import commands_to_try
 from kubetunnel.proxy.mode import KubeMode, Listening
@@ -30,6 +34,7 @@ from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.shown import Shown
 from kubetunnel.proxy.upstreams import Upstreams
+from kubetunnel.screen import Facts, screen
 from kubetunnel.setting_values import SettingsError
 from netsetup.errors import StateError
 from netsetup.state import DEFAULT_STATE, State, read_state
@@ -65,17 +70,21 @@ class KubeTunnel:
         self.inspection = Inspection(
             self.clusters, self.router, upstreams, self.local_ports, health_of=self.observe.health_of
         )
+        self.ending = Ending(upstreams.connections, self._stop_listening, self._end)
+        self._request_lines = RequestLines()
         self.addons = [
-            authentication, self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams),
-            *self.inspection.addons, *self.observe.addons,
+            self.ending, authentication, self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams),
+            *self.inspection.addons, *self.observe.addons, self._request_lines,
         ]  # fmt: skip
         self.machine_state: Path = DEFAULT_STATE
+        self._named = asyncio.Event()
         self._told = ""
-        self._log_level: str | None = None
+        self._log: LogSettings | None = None
         self._sources: SettingSources | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._is_ending = False
 
     def load(self, loader: Any) -> None:
         add_options(loader)
@@ -103,7 +112,7 @@ class KubeTunnel:
             return
         if self.settings.cluster.demo and self.demo is None:
             self.demo = Demo()
-        self._set_log_level()
+        self._set_log()
         self.inspection.configure(
             keep_flows=self.settings.inspect.keep_flows,
             keep_bytes=self.settings.inspect.keep_bytes,
@@ -114,20 +123,24 @@ class KubeTunnel:
         self.clusters.configure(self.settings, self.demo if self.settings.cluster.demo else None)
         self.router.configure(self.settings)
 
-    def _set_log_level(self) -> None:
-        level = self.settings.log.level
-        if level == self._log_level:
+    def _set_log(self) -> None:
+        log, level = self.settings.log, self.settings.log.level
+        if log == self._log:
             return
-        self._log_level = level
+        is_first, self._log = self._log is None, log
+        is_json = self._request_lines.enabled = log.format == "json"
+        set_format(log.format)
         detail = {"flow_detail"} & set(ctx.options.keys())  # not in mitmweb
-        if level is None:
+        if level is None and not is_first:
             for option in ("termlog_verbosity", *detail):
                 ctx.options.update(**{option: ctx.options.default(option)})
-        else:
+        elif level is not None:
             quiet = level == "quiet"
             ctx.options.update(termlog_verbosity="error" if quiet else level)
             if detail:
                 ctx.options.update(flow_detail=0 if quiet else ctx.options.default("flow_detail"))
+        if is_json and detail:
+            ctx.options.update(flow_detail=0)  # mitmdump's lines are no JSON
 
     def running(self) -> None:
         loop = asyncio.get_running_loop()
@@ -143,6 +156,8 @@ class KubeTunnel:
         for task in (self._greeting, self._looking):
             if task is not None:
                 task.cancel()
+        if self._is_ending:
+            return
         self._ending = asyncio.get_running_loop().create_task(self._end(), name="ending")
         self._ending.add_done_callback(_report_crash)
 
@@ -157,22 +172,49 @@ class KubeTunnel:
         ]
         if not addresses:
             return
-        logger.info("Dashboard: %s", self.observe.dashboard_url(addresses[0]))
+        commands: list[str] = []
         try:
             session = await self.clusters.first.session()
+            access = session.access
+            user = f", as {access.user}" if access.user else ""
+            cluster = f"{access.server} (context {access.context}, namespace {access.namespace}{user})"
             commands = await commands_to_try(session, self.settings.cluster.zone, addresses[0])
         except KubeTunnelError as e:
             logger.warning("No cluster yet; each request tries again. %s", e)
-            return
-        logger.info("Try:\n  %s", "\n  ".join(commands))
+            cluster = "none yet; each request tries again"
+        await self._named.wait()
+        logger.info("%s", screen(self._facts(addresses, cluster, commands)))
+
+    def _facts(self, addresses: list[str], cluster: str, commands: list[str]) -> Facts:
+        machine = self._machine()
+        return Facts(
+            __version__,
+            addresses,
+            self.naming.dns_address,
+            self.clusters.zones,
+            # the token opens it to whoever reads the log, and JSON is collected
+            self.observe.dashboard_url(addresses[0]).partition("#" if self.settings.log.format == "json" else "\n")[0],
+            cluster,
+            Path(ctx.options.confdir).expanduser() / f"{CONF_BASENAME}-ca-cert.pem",
+            leads=machine is not None and machine.redirected,
+            commands=commands,
+        )
+
+    async def _stop_listening(self, drain_s: float) -> None:
+        if self._looking is not None:
+            self._looking.cancel()  # it would make them anew
+        await self.naming.stop_listening()
+        await self.local_ports.aclose(drain_s=drain_s)
 
     async def _look(self) -> None:
         while self._sources is not None:
             try:
                 await self.naming.apply(plan_naming(self.settings, self._machine()))
+                self._named.set()
                 self._sources.look()
             except Exception:  # supervision point: a defect in one look must not end the next ones
                 logger.exception("Looking at settings and machine failed; it goes on.")
+                self._named.set()
             await asyncio.sleep(LOOK_INTERVAL_S)
 
     def _health_policy(self) -> HealthPolicy:
@@ -198,6 +240,7 @@ class KubeTunnel:
             return None
 
     async def _end(self) -> None:
+        self._is_ending = True
         await self.observe.aclose()
         await self.inspection.aclose()
         await self.local_ports.aclose()

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from kubetunnel.core.errors import ClusterUnreachable
+from kubetunnel.progress import telling
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class Demo:
         """The path of its kubeconfig, once it answers. Raises ClusterUnreachable."""
         async with self._starting:
             if self._process is None or self._process.returncode is not None:
-                self._process = await self._start()
+                with telling(logger, "The simulated cluster is starting."):
+                    self._process = await self._start()
         return str(self._kubeconfig)
 
     async def _start(self) -> asyncio.subprocess.Process:

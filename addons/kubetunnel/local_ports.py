@@ -16,7 +16,7 @@ from typing import Literal
 from kubetunnel.cluster.workloads import ObjectRef, Workloads
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.settings import RetrySettings
-from kubetunnel.forward.listener import LocalForwards, LocalListener, PortPair
+from kubetunnel.forward.listener import DRAIN_S, LocalForwards, LocalListener, PortPair
 from kubetunnel.forward_specs import ForwardSpec, parse_entry, parse_forward
 from kubetunnel.proxy.clusters import Clusters, Session
 
@@ -74,8 +74,8 @@ class _OfZone:
     forwards: LocalForwards
     open: dict[LocalPort, LocalListener] = field(default_factory=dict)
 
-    async def aclose(self) -> None:
-        await self.forwards.aclose()
+    async def aclose(self, drain_s: float = DRAIN_S) -> None:
+        await self.forwards.aclose(drain_s=drain_s)
         await self.workloads.aclose()
 
 
@@ -163,16 +163,15 @@ class LocalPorts:
         if self._keeping is None:
             self._keeping = asyncio.get_running_loop().create_task(self._keep(), name="local ports")
 
-    async def aclose(self) -> None:
-        """Closes all."""
+    async def aclose(self, *, drain_s: float = DRAIN_S) -> None:
+        """Closes all; connections that are there have `drain_s`."""
         task, self._keeping = self._keeping, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         async with self._changing:
             self._wanted.clear()
-            for zone in list(self._of_zone):
-                await self._end(zone)
+            await asyncio.gather(*(self._end(zone, drain_s) for zone in list(self._of_zone)))
 
     async def _keep(self) -> None:
         """Supervision point: a defect costs one look."""
@@ -239,13 +238,13 @@ class LocalPorts:
             found = self._of_zone[zone] = _OfZone(session, self._made_for, workloads, forwards)
         return found
 
-    async def _end(self, zone: str) -> None:
+    async def _end(self, zone: str, drain_s: float = DRAIN_S) -> None:
         """Closes all of a session; what is wanted is opened anew in the next one."""
         of_zone = self._of_zone.pop(zone, None)
         if of_zone is not None:
             for port in of_zone.open:
                 port.listener, port.tried_s = None, float("-inf")
-            await of_zone.aclose()
+            await of_zone.aclose(drain_s)
 
     async def _close_unwanted(self) -> None:
         for of_zone in self._of_zone.values():

@@ -16,6 +16,7 @@ from pathlib import Path
 from kubetunnel.core.settings import Settings
 from kubetunnel.core.vips import Address, Network
 from kubetunnel.dns import ClusterNames
+from kubetunnel.doctor.port_owners import owner_of
 from kubetunnel.loopback_claim import ClaimedByAnother, LoopbackClaim
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.loopback import LoopbackListeners
@@ -205,6 +206,12 @@ class Naming:
                 self._watch.look()
             self._look_at_ports(plan)
 
+    async def stop_listening(self) -> None:
+        """Takes no new connections at loopback addresses; those that are there go on."""
+        async with self._changing:
+            if self._listeners is not None:
+                self._listeners.close()
+
     async def aclose(self) -> None:
         """Ends server and listeners."""
         async with self._changing:
@@ -225,7 +232,8 @@ class Naming:
             self._tell("No names at loopback addresses: %s%s", e)
         except DnsPortUnavailable as e:
             led = plan.redirection.leads_to(plan.dns) if plan.redirection is not None else ""
-            self._tell("No DNS server: %s%s", e, led)
+            owner = owner_of("udp", *plan.dns) or owner_of("tcp", *plan.dns) if plan.dns is not None else None
+            self._tell("No DNS server: %s%s", e, f" It is taken by {owner}.{led}" if owner else led)
 
     def _look_at_ports(self, plan: NamingPlan) -> None:
         """Tells, once, of what leads elsewhere than to us."""

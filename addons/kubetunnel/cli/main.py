@@ -6,7 +6,9 @@ Flags are made from the settings (`core/settings.py`), with one dash or two, a s
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +82,8 @@ def _start(ctx: click.Context, /, **given: Any) -> None:
         arguments += ["--set", f"kube_log_level={level}"] if given[flag] else []
 
     def run() -> int:
+        if settings.log.format == "text":
+            _announce_ca(given["assignments"])
         return run_mitmproxy(given["program"] or "mitmdump", [*_cluster(settings), *arguments, *(ctx.obj or [])])
 
     if settings.network.virtual:
@@ -103,20 +107,48 @@ def _cluster(settings: Settings) -> list[str]:
     if settings.cluster.demo:
         return []
     chosen = settings.cluster.kubeconfig or current_kubeconfig()
+    for_people = settings.log.format == "text"
     if chosen:
-        click.echo(f"Using the current cluster: {chosen}")
+        if for_people:
+            click.echo(f"Using the current cluster: {chosen}")
         return []
-    click.echo("No kubeconfig found: using a simulated cluster (the demo).")
+    if for_people:
+        click.echo("No kubeconfig found: using a simulated cluster (the demo).")
     return ["--set", "kube_demo=true"]
 
 
+def _announce_ca(assignments: Sequence[str]) -> None:
+    """mitmproxy makes its certificate authority without a word, which takes a second or more on a slow machine."""
+    given = dict(assignment.partition("=")[::2] for assignment in assignments)
+    confdir = Path(given.get("confdir", "~/.mitmproxy")).expanduser()
+    if not (confdir / "mitmproxy-ca.pem").exists():
+        click.echo(f"Making a certificate authority in {confdir}, once.")
+
+
 def run_mitmproxy(program: str, arguments: Sequence[str]) -> int:
-    """Runs mitmdump, mitmweb or mitmproxy in this process. Returns the exit status."""
+    """Runs mitmdump, mitmweb or mitmproxy in this process. Returns the exit status.
+
+    0 where it was ended and what was under way was done (or had its time), 1 where it could not start, 128 and the
+    signal's number where a second one ended it at once.
+    """
+    from mitmproxy import ctx
     from mitmproxy.tools import main as tools  # late: it takes half a second
 
     sys.stdout.flush()
-    getattr(tools, program)(list(arguments))
-    return 0
+    logging.getLogger("mitmproxy.addons.script").addFilter(_is_of_interest)
+    try:
+        getattr(tools, program)(list(arguments))
+    except KeyboardInterrupt:  # before mitmproxy takes signals, or when it does no more
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would raise into what is ending
+    addons: Any = ctx.master.addons
+    ending = addons.get("kubetunnel_ending")
+    return ending.exit_status if ending is not None else 0
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Loading script")  # it is always ours
 
 
 def current_kubeconfig() -> str | None:

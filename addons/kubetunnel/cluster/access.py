@@ -80,6 +80,11 @@ class ClusterAccess:
         return self._loaded.config.namespace
 
     @property
+    def user(self) -> str:
+        """The name of the kubeconfig's entry, "" where it has none."""
+        return self._loaded.config.user_name
+
+    @property
     def server(self) -> str:
         """https://host:port[/path], no slash at the end."""
         return self._loaded.config.cluster.server

@@ -54,6 +54,7 @@ class Kubeconfig:
     user: User
     files: tuple[Path, ...]
     current: bool  # whether kubectl would take this context without --context
+    user_name: str = ""  # of its entry
 
 
 def read_kubeconfig(
@@ -172,6 +173,7 @@ def _choose(documents: list[Entry], paths: tuple[Path, ...], context: str | None
         user=read_user(entry.text("user"), user),
         files=paths + _named_files(cluster, user),
         current=chosen == current,
+        user_name=entry.text("user"),
     )
 
 

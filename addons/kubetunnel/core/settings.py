@@ -87,6 +87,10 @@ class LogSettings:
         None, "Of what importance the lines of the log are; none: mitmproxy's termlog_verbosity.", env="LOG_LEVEL",
         choices=("", "debug", "info", "warn", "error", "quiet"),
     )  # fmt: skip
+    format: str = _setting(
+        "text", "Lines for people, or a JSON object a line, for each request, too.", flag="--log-format",
+        choices=("text", "json"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import contextlib
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -45,7 +45,10 @@ def owner_of(kind: str, address: str, port: int, *, proc: Path = PROC) -> str | 
     Args:
         kind: "tcp" or "udp".
     """
-    wanted = IPv4Address(address)
+    try:
+        wanted = ip_address(address)
+    except ValueError:
+        return None  # a host's name
     for table in (kind, f"{kind}6"):
         try:
             text = (proc / "net" / table).read_text(encoding="ascii")

@@ -8,6 +8,7 @@ before a socket is bound.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -19,6 +20,7 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.proxy import layer, mode_servers, mode_specs
 from mitmproxy.proxy.context import Context
 
+from kubetunnel.doctor.port_owners import owner_of
 from kubetunnel.listening_ports import DEFAULT_PORTS, another_port
 from kubetunnel.proxy.connection import KubeConnection
 from netsetup.errors import StateError
@@ -67,7 +69,7 @@ class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
                 self._servers = await self.listen(host, port)
                 break
             except OSError as e:
-                logger.info("Port %d may not be had (%s), so it is another one.", port, _reason(e))
+                logger.info("Port %d may not be had (%s), so it is another one.", port, _reason(e, host, port))
         else:
             self._servers = await self._listen(host, last)
         if host == LOOPBACK and machine is not None and machine.redirected and machine.dns_ip.version == 6:
@@ -90,13 +92,15 @@ class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
         except OSError as e:
             where = f"[{host}]" if ":" in host else host
             raise OSError(
-                f"Cannot listen on {where}:{port}: {_reason(e)}. Another port: --port {another_port(port)}"
+                f"Cannot listen on {where}:{port}: {_reason(e, host, port)}. Another port: --port {another_port(port)}"
             ) from e
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, host: str, port: int) -> str:
     # asyncio's own text repeats address and errno
-    return os.strerror(error.errno) if error.errno else str(error)
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    owner = owner_of("tcp", host, port) if error.errno == errno.EADDRINUSE else None
+    return f"{reason}, by {owner}" if owner else reason
 
 
 def _machine() -> State | None:

@@ -21,6 +21,7 @@ from kubetunnel.core.ports import PortRequest, choose_port
 from kubetunnel.core.settings import ServiceSettings, Settings
 from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
 from kubetunnel.forward.pod_streams import PodStreams
+from kubetunnel.progress import telling
 from kubetunnel.proxy.attempts import Attempts, Choices
 from kubetunnel.proxy.clusters import Clusters, Session
 from kubetunnel.proxy.failover import FailoverStream
@@ -163,7 +164,8 @@ class Router:
         """Looks the name up, `fresh` at the API server in any case. Raises what the contract's section 5 lists."""
         session = await self._clusters.of(name.zone).session()
         try:
-            return await self._find(session, name, request, fresh=fresh)
+            with telling(logger, "%s: asking %s takes its time.", name, session.access.server):
+                return await self._find(session, name, request, fresh=fresh)
         except KubeTunnelError as e:
             e.aim(session.access.kubectl())  # what is decided in the core knows of no context
             raise
@@ -269,18 +271,19 @@ class Router:
             client=client if destination.sticky else None,
             shared=shared,
         )
+        peer = f"{destination.name}:{destination.port}"
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         stream = FailoverStream(attempts, protocol)
-        await stream.open()
-        if until_connected:
-            try:
-                await stream.connected()
-            except BaseException:
-                stream.abort()
-                raise
-        peer = f"{destination.name}:{destination.port}"
+        with telling(logger, "%s: opening a connection to a pod takes its time.", peer):
+            await stream.open()
+            if until_connected:
+                try:
+                    await stream.connected()
+                except BaseException:
+                    stream.abort()
+                    raise
         timeout_s = self._settings.http.write_timeout_s
         return Upstream(attempts, reader, TimedWriter(stream, protocol, reader, timeout_s=timeout_s, peer=peer))
 

@@ -90,6 +90,11 @@ class ServiceConnections:
         if not self._open[service]:
             del self._open[service]
 
+    @property
+    def in_use(self) -> int:
+        """Those that serve somebody, or are being opened."""
+        return sum(self._open.values()) - len(self._idle)
+
     # those that are kept
 
     def opened(self, connection: Connection, service: str, close: Callable[[], None]) -> None:
