@@ -167,7 +167,7 @@ def test_a_changed_file_is_taken_whole_or_refused_whole(tmp_path: Path, caplog: 
     given.sources.look()
     assert (given.settings.retry.max, given.settings.http.force_http2) == (4, True)
     assert given.settings.grpc.timeout_s == 7  # the environment is stronger
-    assert "kube_retry_max is 4" in caplog.text
+    assert "was changed: retry.max from 1 to 4, " in caplog.text
 
     (tmp_path / "new").write_text("retry: {max: 3}\nhttp: {force_http2: perhaps}\n")
     (tmp_path / "new").replace(path)

@@ -13,7 +13,7 @@ from mitmproxy.options import CONF_BASENAME
 from kubetunnel import __version__
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.health import Check, parse_check
-from kubetunnel.core.settings import LogSettings, Settings
+from kubetunnel.core.settings import LogSettings, Settings, unchangeable
 from kubetunnel.demo import Demo
 from kubetunnel.inspect.inspection import Inspection
 from kubetunnel.local_ports import LocalPorts
@@ -102,8 +102,10 @@ class KubeTunnel:
         options = ctx.options
         try:
             settings = settings_of(options, self._sources.of if self._sources else {})
-            if self._greeting is not None and settings.proxy != self.settings.proxy:
-                raise exceptions.OptionsError("proxy.port: needs a new start of the tunnel")  # noqa: TRY301
+            if self._greeting is not None and (fixed := unchangeable(self.settings, settings)):
+                raise exceptions.OptionsError(  # noqa: TRY301
+                    f"{', '.join(fixed)}: cannot change while the tunnel runs. End it and start it anew for that."
+                )
             self.settings = settings
         except exceptions.OptionsError as e:
             if self._greeting is not None:

@@ -127,9 +127,11 @@ class SettingSources:
         if self._file is None or stamp is None or stamp == self._seen:
             return
         self._seen = stamp
+        before = dict(self.of)
         try:
             self._take_up(read_config(self._file))
         except (SettingsError, exceptions.OptionsError) as e:
+            self.of = before
             logger.warning("%s was changed, but is not taken: the settings stay as they are.\n%s", self._file, e)
 
     def _take_up(self, file: Mapping[str, OptionValue]) -> None:
@@ -142,10 +144,13 @@ class SettingSources:
             elif self.of.get(setting.path) == source and setting.path not in file:
                 del self.of[setting.path]
                 updates[setting.option] = default_option_value(setting)
-        changed = {name: value for name, value in updates.items() if getattr(self._options, name) != value}
+        former = {name: getattr(self._options, name) for name in updates}
+        changed = {name: value for name, value in updates.items() if former[name] != value}
         if changed:
             self._options.update(**changed)
-            logger.info("%s was changed: %s.", self._file, ", ".join(f"{k} is {v!r}" for k, v in changed.items()))
+            paths = {setting.option: setting.path for setting in every_setting()}
+            told = ", ".join(f"{paths[name]} from {former[name]!r} to {value!r}" for name, value in changed.items())
+            logger.info("%s was changed: %s.", self._file, told)
         else:
             logger.info("%s was changed, but nothing in it that counts.", self._file)
 

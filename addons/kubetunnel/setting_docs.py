@@ -56,7 +56,8 @@ def example_file() -> str:
         elif not path:
             lines.append("")
         others = ", ".join(filter(None, [setting.env, setting.flag]))
-        lines.append(f"{indent}# {setting.doc} {allowed(setting)[:1].upper()}{allowed(setting)[1:]}.")
+        start = "" if setting.live else " Taken at the start alone."
+        lines.append(f"{indent}# {setting.doc} {allowed(setting)[:1].upper()}{allowed(setting)[1:]}.{start}")
         lines += [f"{indent}# Also {others}."] if others else []
         lines.append(f"{indent}# {key}: {shown_default(setting)}")
     return "\n".join(lines) + "\n"
@@ -74,7 +75,7 @@ def reference() -> str:
     """`docs/settings.md`."""
     rows = [
         f"| `{s.path}` | `{s.option}` | {_code(s.env)} | {_code(s.flag)} | `{shown_default(s)}` "
-        f"| {s.doc} {_cell(allowed(s))} |"
+        f"| {s.doc} {_cell(allowed(s))}{'' if s.live else ' Taken at the start alone.'} |"
         for s in every_setting()
     ]
     return "\n".join(
@@ -83,7 +84,8 @@ def reference() -> str:
             "",
             "Made from the settings' tree by `kube-tunnel config --reference`. Sources, strongest first: environment,",
             "options of mitmproxy and flags, the YAML file, the default. Flags are written with one dash or two, and",
-            "with a space or `=`.",
+            "with a space or `=`. The file is read again when it changes: taken whole, or refused whole with all that",
+            "is wrong in it, and the log says what changed.",
             "",
             "| in the file | option of mitmproxy | environment | flag | default | |",
             "| --- | --- | --- | --- | --- | --- |",

@@ -188,3 +188,26 @@ def test_json_lines(start: type[Command]) -> None:
     assert (request["method"], request["path"], request["status"]) == ("GET", "/status", answer.status)
     assert (request["service"], request["level"]) == ("echo.demo.svc.cluster.local", "info")
     assert "token" not in command.log
+
+
+def test_a_changed_file_is_taken_whole_or_refused_whole(start: type[Command], tmp_path: Path) -> None:
+    config = tmp_path / "kube-tunnel.yaml"
+    config.write_text("retry: {max: 1}\n")
+
+    def change(text: str) -> None:
+        (tmp_path / "new").write_text(text)
+        (tmp_path / "new").rename(config)
+
+    command = start()
+    command.wait_for("is ready")
+    change("retry: {max: 3}\nnetwork: {virtual: true, dns_interface: {name: other0}}\n")
+    command.wait_for(
+        r"is not taken: the settings stay as they are\.\n"
+        r"network\.virtual, network\.dns_interface\.name: cannot change while the tunnel runs\. End it and start"
+    )
+    change("retry: {max: many, delay: soon}\n")
+    command.wait_for(r"yaml: retry\.max: 'many' is not a whole number\n.*yaml: retry\.delay: 'soon' is not a duration")
+    assert "retry.max from" not in command.log
+    change("retry: {max: 4}\nhealth: {interval: 9s}\n")
+    command.wait_for(r"was changed: retry\.max from 1 to 4, health\.interval from '30s' to '9s'\.")
+    assert command.end() == 0

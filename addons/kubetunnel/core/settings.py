@@ -23,6 +23,7 @@ class Setting:
         path: its place in the YAML file, `retry.max`.
         default: a float in seconds where the kind is "duration", a tuple of texts where it is "list".
         takes: the form of a text or of a list's items, for people; `form` is the one that is checked.
+        live: it may change while the tunnel runs.
     """
 
     path: str
@@ -37,6 +38,15 @@ class Setting:
     choices: tuple[str, ...] = ()
     takes: str = ""
     form: Literal["", "zone", "address", "prefix"] = ""
+    live: bool = True
+
+    def of(self, settings: Settings) -> Any:
+        """Its value."""
+        value: Any = settings
+        *sections, key = self.path.split(".")
+        for section in sections:
+            value = getattr(value, section)
+        return getattr(value, f"{key}_s" if self.kind == "duration" else key)
 
     @property
     def option(self) -> str:
@@ -75,7 +85,7 @@ class ProxySettings:
 
     port: int | None = _setting(
         None, "The port to listen on, 0 for a free one; none: 80, or 8080 where that may not be had.", env="KTUN_PORT",
-        flag="--port", short="-p", least=0, most=65535,
+        flag="--port", short="-p", least=0, most=65535, live=False,
     )  # fmt: skip
 
 
@@ -220,9 +230,9 @@ class DnsInterfaceSettings:
 
     ip: str | None = _setting(
         None, "Its address; none: the first of the first free range, 10.8.0.1.", env="KTUN_VIRTUAL_IP",
-        flag="--virtual-ip", takes="an IP address", form="address",
+        flag="--virtual-ip", takes="an IP address", form="address", live=False,
     )  # fmt: skip
-    name: str = _setting("kube-dns0", "Its name.", env="KTUN_VIRTUAL_NAME")
+    name: str = _setting("kube-dns0", "Its name.", env="KTUN_VIRTUAL_NAME", live=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +241,9 @@ class ProxyInterfaceSettings:
 
     ip: str | None = _setting(
         None, "Its address; none: the second of the first free range, 10.8.0.2.", env="KTUN_PF_VIRTUAL_IP",
-        takes="an IP address", form="address",
+        takes="an IP address", form="address", live=False,
     )  # fmt: skip
-    name: str = _setting("kube-proxy0", "Its name.", env="KTUN_PF_VIRTUAL_NAME")
+    name: str = _setting("kube-proxy0", "Its name.", env="KTUN_PF_VIRTUAL_NAME", live=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +252,7 @@ class NetworkSettings:
 
     virtual: bool = _setting(
         False, "With sudo: set interfaces, redirection and DNS up for the time of the run.", env="KTUN_USE_VIRTUAL",
-        flag="--virtual",
+        flag="--virtual", live=False,
     )  # fmt: skip
     loopback: bool = _setting(
         False, "Without root: each Service that is asked for in DNS listens at a loopback address of its own.",
@@ -335,6 +345,11 @@ class Settings:
         """The first entry that fits, else one that says nothing."""
         fitting = (entry for entry in self.services if entry.fits(service, namespace, port))
         return next(fitting, ServiceSettings(f"{service}.{namespace}"))
+
+
+def unchangeable(former: Settings, wanted: Settings) -> tuple[str, ...]:
+    """The paths of those that differ, and take effect at the start alone."""
+    return tuple(each.path for each in every_setting() if not each.live and each.of(former) != each.of(wanted))
 
 
 def every_setting() -> tuple[Setting, ...]:

@@ -21,6 +21,7 @@ from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
 from kubetunnel.core.first_bytes import Protocol
 from kubetunnel.core.names import PodName, ServiceName
 from kubetunnel.core.ports import PortRequest
+from kubetunnel.core.settings import Settings
 from kubetunnel.core.spoken import Http, spoken_at
 from kubetunnel.proxy import bodies
 from kubetunnel.proxy.connection import KubeConnection
@@ -43,6 +44,23 @@ logger = logging.getLogger(__name__)
 _PORT_HEADERS = ("X-Original-Port", "X-Forwarded-Port")
 _MAX_PORT = 65535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def http_policy(settings: Settings) -> HttpPolicy:
+    """The limits of a client connection that begins now."""
+    exchange = ExchangePolicy(
+        response_header_timeout_s=settings.http.response_header_timeout_s,
+        read_timeout_s=settings.http.read_timeout_s,
+        grpc_timeout_s=settings.grpc.timeout_s,
+        retry_max=settings.retry.max,
+        retry_delay_s=settings.retry.delay_s,
+    )
+    return HttpPolicy(
+        exchange,
+        max_upstreams=settings.pool.max_connections_per_service,
+        max_idle=settings.pool.max_idle_per_service,
+        idle_timeout_s=settings.pool.idle_timeout_s,
+    )
 
 
 class Gate:
@@ -115,25 +133,12 @@ class Gate:
             above, name = found, "child_layer"
 
     def _http_layer(self, context: Context, mode: HTTPMode | None = None) -> layer.Layer:
-        settings = self._router.settings
-        exchange = ExchangePolicy(
-            response_header_timeout_s=settings.http.response_header_timeout_s,
-            read_timeout_s=settings.http.read_timeout_s,
-            grpc_timeout_s=settings.grpc.timeout_s,
-            retry_max=settings.retry.max,
-            retry_delay_s=settings.retry.delay_s,
-        )
         mode = mode or (HTTPMode.transparent if context.server.address else HTTPMode.regular)
         return KubeHttpLayer(
             context,
             mode,
             self._upstreams,
-            HttpPolicy(
-                exchange,
-                max_upstreams=settings.pool.max_connections_per_service,
-                max_idle=settings.pool.max_idle_per_service,
-                idle_timeout_s=settings.pool.idle_timeout_s,
-            ),
+            http_policy(self._router.settings),
             self._upstreams.readers,
             self._relays.reset,
             lanes=self._upstreams.lanes,
