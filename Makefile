@@ -1,6 +1,6 @@
 # make run, make test: each does all the set-up that it needs, says what it does, and then its job.
 .DELETE_ON_ERROR:
-.PHONY: run test check test-cluster axe bench bench-forward fmt docs clean help
+.PHONY: run test check test-cluster axe bench bench-forward fmt docs dist clean help
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -44,6 +44,9 @@ fmt: $(READY) ## formats the code
 docs: $(READY) ## what is made of the settings: config.example.yaml, docs/settings.md
 	$(BIN)/kube-tunnel config --example > config.example.yaml
 	$(BIN)/kube-tunnel config --reference > docs/settings.md
+
+dist: $(READY) ## the wheel and the sdist, into dist/
+	$(BIN)/hatchling build --clean --directory dist
 
 clean: ## removes what was made
 	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
