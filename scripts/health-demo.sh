@@ -33,10 +33,10 @@ requests=(
     "a Service that does not exist|nobody.demo.$zone|/"
 )
 if [[ -n $virtual ]]; then
-    flags=(--demo --virtual --port 18080)
+    flags=(--demo --virtual --port 18080 --set kube_health_interval=1s --set kube_health_max_failures=1)
     [[ -z $vi_ip ]] || flags+=(--virtual-ip "$vi_ip")
 else
-    flags=(--demo --no-dns -- -p 0)
+    flags=(--demo --no-dns --set kube_health_interval=1s --set kube_health_max_failures=1 -- -p 0)
 fi
 
 if [[ -n $dry_run ]]; then
@@ -62,5 +62,12 @@ for request in "${requests[@]}"; do
     fi
 done
 say "== what the health checks say, through the forwards: $tunnel_url/health/status"
-curl -q -sS --noproxy '*' --max-time 10 "$tunnel_url/health/status"
-say
+# both are there once the pods were checked: a port that answers, and the one that refuses
+found() { [[ $status == *'"health": "healthy"'* && $status == *'"health": "unhealthy"'*'Nothing listens on port 9999'* ]]; }
+for _ in $(seq 100); do
+    status=$(curl -q -sS --noproxy '*' --max-time 10 "$tunnel_url/health/status")
+    found && break
+    sleep 0.2
+done
+say "$status"
+found || die "the checks did not find what is healthy and what is not within 20 s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -104,7 +105,11 @@ def test_health_demo_shows_each_case() -> None:
     assert re.search(r"^echo-\S+\nHTTP 200$", done.stdout, re.MULTILINE)
     for reason in ("NoReadyEndpoints", "ConnectionRefused", "ServiceNotFound"):
         assert f'"reason": "{reason}"' in done.stdout
-    assert "/health/status" in done.stdout
+    _, _, checked = done.stdout.partition("/health/status\n")
+    services = {each["service"]: each for each in json.loads(checked)["services"]}
+    found = {(each["port"], each["health"]) for each in services["echo"]["checked"] if each["checks"]}
+    assert {(8080, "healthy"), (9999, "unhealthy")} <= found
+    assert services["unready"]["ready"] == 0
 
 
 def test_virtual_interface_quick() -> None:
