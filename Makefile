@@ -41,9 +41,10 @@ fmt: $(READY) ## formats the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY) ## what is made of the settings: config.example.yaml, docs/settings.md
+docs: $(READY) ## what is made of the code: config.example.yaml, docs/settings.md, docs/api.md
 	$(BIN)/kube-tunnel config --example > config.example.yaml
 	$(BIN)/kube-tunnel config --reference > docs/settings.md
+	$(BIN)/python scripts/api_docs.py > docs/api.md
 
 dist: $(READY) ## the wheel and the sdist, into dist/
 	$(BIN)/hatchling build --clean --directory dist

@@ -12,12 +12,12 @@ import pytest
 
 from kubetunnel.sim.cluster import SimCluster
 from tests.simulated import simulated
-from tests.tunnel import Tunnel, without_proxies
+from tests.tunnel import ROOT, Tunnel, without_proxies
 
 EXAMPLES = 20  # of each operation, beside the cases at the edges of its parameters
 TIMEOUT_S = 100.0  # of some ten seconds on a machine at rest
 
-pytestmark = pytest.mark.skipif(
+needs_schemathesis = pytest.mark.skipif(
     importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not there (pip install --group dev)"
 )
 
@@ -36,6 +36,13 @@ def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
         assert "Traceback" not in made.log, made.log
 
 
+def test_the_page_about_it_is_what_is_made_of_it() -> None:
+    command = [sys.executable, ROOT / "scripts" / "api_docs.py"]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert (ROOT / "docs" / "api.md").read_text() == made, "make docs"
+
+
+@needs_schemathesis
 def test_the_answers_are_as_described(tunnel: Tunnel, tmp_path: Path) -> None:
     token = tunnel.wait_for(r"/dashboard#token=(\S+)")[1]
     command = [

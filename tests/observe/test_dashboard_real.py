@@ -70,6 +70,9 @@ async def test_a_service_shows_with_its_first_request_and_turns_with_its_pods(
     assert await page.text("h1") == "1 of 1 service is failing"
     await cluster.set_ready("demo", pod.name, True)
     await page.until(f"{ROW.format('pair')}.innerText.includes('1/1')")
+    await cluster.kill_pod("demo", pod.name)
+    await page.until(f"{ROW.format('pair')}.innerText.includes('No pod stands behind it')")
+    await page.until(f"{ROW.format('pair')}.innerText.includes('Failing')")
 
 
 async def test_a_local_port_is_opened_and_closed_and_a_forward_too(page: Page, tunnel: Tunnel) -> None:

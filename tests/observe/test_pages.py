@@ -86,7 +86,15 @@ def test_a_services_health_is_the_services(tunnel: Tunnel) -> None:
     answer = tunnel.get(ECHO, "/healthz")
     assert answer.status == 200
     assert "status" not in answer.text
-    assert tunnel.get(ECHO, "/health").headers.get("x-content-type-options") is None
+    by_name = ["-H", f"Host: {ECHO}"], tunnel.url
+    by_proxy = ["-x", tunnel.url], f"http://{ECHO}"
+    by_socks = ["--socks5-hostname", tunnel.address], f"http://{ECHO}"
+    by_connect = ["-p", "-x", tunnel.url], f"http://{ECHO}"
+    for arguments, url in (by_name, by_proxy, by_socks, by_connect):
+        for path in ("/health", "/health/status", "/metrics", "/dashboard", "/api/v1/services"):
+            answer = curl(*arguments, url + path)
+            assert answer.json["path"] == path
+            assert answer.json["pod"].startswith("echo-")
 
 
 def test_a_kept_connection_asks_tunnel_and_service_in_turn(tunnel: Tunnel) -> None:
@@ -279,6 +287,8 @@ def test_a_service_without_a_ready_pod(tunnel: Tunnel) -> None:
     assert (document["health"], document["ready"], document["total"]) == ("unhealthy", 0, 1)
     assert document["last_error"]["reason"] == "NoReadyEndpoints"
     assert "kubectl" in document["last_error"]["command"]
+    (status,) = [s for s in ask(tunnel, "/health/status").json["services"] if s["service"] == "unready"]
+    assert (status["health"], status["healthy"], status["latency_ms"]) == ("unhealthy", False, None)
 
 
 def test_a_name_that_is_nobodys_is_no_service(tunnel: Tunnel) -> None:

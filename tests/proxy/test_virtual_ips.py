@@ -239,6 +239,14 @@ def test_an_address_that_is_nobodys(virtual: World) -> None:
         assert_reset(client)
 
 
+def test_the_tunnels_own_pages_are_not_at_the_address_of_a_service(virtual: World) -> None:
+    for host in ([], ["-H", "Host: localhost"], ["-H", "Host: kube-tunnel.internal"]):
+        for path in ("/health", "/metrics", "/dashboard"):
+            answer = curl(*host, virtual.url(ECHO, 80) + path)
+            assert answer.json["path"] == path
+            assert answer.json["pod"].startswith("echo-")
+
+
 def test_the_plain_port_is_as_ever(virtual: World) -> None:
     assert virtual.tunnel.get(PAIR).text == "pair\n"
     assert virtual.tunnel.via_proxy(f"http://{PAIR}/hostname").text == "pair\n"

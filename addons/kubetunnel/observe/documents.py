@@ -150,8 +150,9 @@ class Documents:
             ok, failed = self._checks.totals.get(key, (0, 0))
             services.append(
                 {name: document[name] for name in wanted}
-                | {"healthy": document["health"] in ("healthy", "degraded"), "checks": ok + failed}
-                | {"failures": failed, "checked": checks}
+                | {"healthy": document["health"] != "unhealthy", "checks": ok + failed, "failures": failed}
+                | {"latency_ms": max((c["latency_ms"] for c in checks if c["latency_ms"] is not None), default=None)}
+                | {"checked": checks}
             )
         return {"services": services}
 
