@@ -15,21 +15,22 @@ HEAD = """\
 
 Made by `make docs` of the OpenAPI document, which the tunnel serves at `/api/v1/openapi.json`.
 
-They are answered at the tunnel's own names alone: `localhost`, `kube-tunnel.internal`, a loopback address, or the address that the connection came
-to. A Service that has a `/health` of its own gets its requests: by its name in the Host header, at its virtual IP, or as a proxy request. Web pages
-of other origins are refused. Other machines, where the tunnel listens for them, are answered `/health` and `/metrics`; for the rest they need the
-token, as `X-Kube-Tunnel-Token`.
+They are answered at the tunnel's own names alone: `localhost`, `kube-tunnel.internal`, a loopback address, or the
+address that the connection came to. A Service that has a `/health` of its own gets its requests: by its name in the
+Host header, at its virtual IP, or as a proxy request. Web pages of other origins are refused. Other machines, where
+the tunnel listens for them, are answered `/health` and `/metrics`; for the rest they need the token, as `X-Kube-
+Tunnel-Token`.
 
 What changes something needs the token, which ends the dashboard's address in the log of the start, and an Origin:
 
-```
+```text
 curl -X POST -H "X-Kube-Tunnel-Token: $TOKEN" -H "Origin: http://127.0.0.1:8080" -H "Content-Type: application/json" \\
   -d '{"target": "svc/api", "namespace": "shop", "ports": [":80"]}' http://127.0.0.1:8080/api/v1/listeners
 ```
 
 Events come as they happen (`curl -N http://127.0.0.1:8080/api/v1/events`), each with its kind and its JSON in one line:
 
-```
+```text
 event: service
 data: {"zone":"cluster.local","namespace":"shop","service":"api",…}
 ```
