@@ -167,6 +167,30 @@ async def test_a_forward_to_a_pod_is_closed_and_comes_again(web: Web) -> None:
     assert answers == [200] * 6
 
 
+async def test_commands_in_mitmdump(
+    sim: SimCluster, start_web: Callable[..., Awaitable[Tunnel]], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from mitmproxy import ctx\n"
+        "def response(flow):\n"
+        "    for name in ('kube.services', 'kube.forwards', 'kube.health'):\n"
+        "        print('TABLE', name, ctx.master.commands.call(name))\n"
+        "    print('SAID', ctx.master.commands.execute('kube.forward.open svc/pair -n demo :80'))\n"
+        "    print('SAID', ctx.master.commands.execute('kube.forward.close svc/pair -n demo :80'))\n"
+    )
+    dump = await start_web(Tunnel, kubeconfig=sim.kubeconfig(tmp_path / "kubeconfig"), options=["-s", str(script)])
+    assert (await asyncio.to_thread(dump.get, ECHO)).status == 200
+    for text in (
+        rf"TABLE kube.services .*{ECHO}.*2/2",
+        r"TABLE kube.forwards .*demo/echo-.*ready",
+        rf"TABLE kube.health .*{ECHO}.*2 of 2 pods ready",
+        r"SAID svc/pair -n demo :80: opening\.",
+        r"SAID svc/pair -n demo :80: closed\.",
+    ):
+        await asyncio.to_thread(dump.wait_for, text)
+
+
 async def test_mistakes_in_commands(web: Web) -> None:
     for command, words, says in (
         ("kube.forward.open", ("svc/",), "'svc/' is not KIND/NAME"),

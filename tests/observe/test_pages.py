@@ -24,6 +24,7 @@ from tests.simulated import simulated
 from tests.tunnel import Answer, Tunnel, curl, without_proxies
 
 ECHO = "echo.demo.svc.cluster.local"
+OF_THE_SETTINGS = "svc/pair -n demo :80"
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -34,9 +35,12 @@ async def nothing(cluster: SimCluster) -> None:
 @pytest.fixture(scope="module")
 def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
     directory = tmp_path_factory.mktemp("tunnel")
-    with simulated(nothing) as cluster, Tunnel(directory, kubeconfig=cluster.kubeconfig(directory / "config")) as made:
-        yield made
-        assert "Traceback" not in made.log, made.log
+    options = ("--set", f"kube_forwards={OF_THE_SETTINGS}")
+    with simulated(nothing) as cluster:
+        kubeconfig = cluster.kubeconfig(directory / "config")
+        with Tunnel(directory, kubeconfig=kubeconfig, options=options) as made:
+            yield made
+            assert "Traceback" not in made.log, made.log
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +335,21 @@ def test_a_listener_is_opened_used_and_closed(tunnel: Tunnel, token: str) -> Non
     assert change(tunnel, token, "DELETE", f"/api/v1/listeners/{listener['id']}").status == 200
     assert curl(f"http://{listener['address']}/hostname").status == 0
     assert change(tunnel, token, "DELETE", f"/api/v1/listeners/{listener['id']}").status == 404
+
+
+def test_a_listener_of_the_settings_is_shown_and_closed_there_alone(tunnel: Tunnel, token: str) -> None:
+    def found() -> dict[str, Any] | None:
+        listeners = ask(tunnel, "/api/v1/listeners").json["listeners"]
+        return next((each for each in listeners if each["asked_by"] == "settings"), None)
+
+    listener = until(found)
+    jsonschema.validate(listener, schema("Listener"))
+    assert (listener["target"], listener["namespace"]) == ("service/pair", "demo")
+    assert curl(f"http://{listener['address']}/hostname").text == "pair\n"
+    answer = change(tunnel, token, "DELETE", f"/api/v1/listeners/{listener['id']}")
+    assert (answer.status, answer.json["reason"]) == (409, "OfTheSettings")
+    assert OF_THE_SETTINGS in answer.json["detail"]
+    assert curl(f"http://{listener['address']}/hostname").text == "pair\n"
 
 
 def test_a_forward_is_closed_and_opened_by_the_next_request(tunnel: Tunnel, token: str) -> None:
