@@ -493,6 +493,7 @@ EFFECTS: dict[str, Row] = {
     "network.ip_ranges": Row(
         ["10.9.9.0/24"], lambda world: str(plan("ranges")(world)[0]), "10.8.0.0/24", "10.9.9.0/24"
     ),
+    "network.search": Row("shop", asked_of_netsetup("search"), "None", "shop"),
     "network.dns_interface.ip": Row("10.8.0.5", asked_of_netsetup("dns_ip"), "None", "10.8.0.5"),
     "network.dns_interface.name": Row("kd", asked_of_netsetup("dns_link"), "kube-dns0", "kd"),
     "network.proxy_interface.ip": Row("10.8.0.6", asked_of_netsetup("proxy_ip"), "None", "10.8.0.6"),

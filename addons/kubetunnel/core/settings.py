@@ -264,7 +264,7 @@ class NetworkSettings:
     )  # fmt: skip
     search: str | None = _setting(
         None, "Short names resolve with `virtual`: NAME in this Namespace, and NAME.NAMESPACE (a DNS search list).",
-        flag="--search", takes="a Namespace", form="zone",
+        flag="--search", takes="a Namespace", form="zone", live=False,
     )  # fmt: skip
     dns_interface: DnsInterfaceSettings = field(default_factory=DnsInterfaceSettings)
     proxy_interface: ProxyInterfaceSettings = field(default_factory=ProxyInterfaceSettings)
