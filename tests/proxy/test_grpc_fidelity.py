@@ -10,6 +10,8 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from kubetunnel.sim.cluster import SimCluster
 from kubetunnel.sim.objects import Port, ServiceSpec
@@ -17,6 +19,7 @@ from tests.tunnel import Tunnel
 
 POD_PORT = 7002
 LIMIT_S = 10.0
+SERVICE = "test.Recorder"
 
 
 class Recorder:
@@ -27,6 +30,7 @@ class Recorder:
         self.remaining_s = 0.0
         self.waiting = asyncio.Event()
         self.cancelled = asyncio.Event()
+        self.released = asyncio.Event()
 
     async def call(self, request: bytes, context: Any) -> bytes:
         self.metadata = list(context.invocation_metadata())
@@ -46,6 +50,11 @@ class Recorder:
         async for request in requests:
             yield request
 
+    async def late(self, _request: bytes, _context: Any) -> AsyncIterator[bytes]:
+        """Its headers go with the first message."""
+        await self.released.wait()
+        yield b"late"
+
     async def hang(self, _request: bytes, _context: Any) -> bytes:
         await asyncio.Event().wait()
         return b""
@@ -55,11 +64,25 @@ class Recorder:
             "test.Recorder",
             {
                 "Call": grpc.unary_unary_rpc_method_handler(self.call),
+                "Late": grpc.unary_stream_rpc_method_handler(self.late),
                 "Wait": grpc.unary_stream_rpc_method_handler(self.wait),
                 "Talk": grpc.stream_stream_rpc_method_handler(self.talk),
                 "Hang": grpc.unary_unary_rpc_method_handler(self.hang),
             },
         )
+
+
+def descriptors() -> descriptor_pool.DescriptorPool:
+    """What reflection tells of the two methods that keep their clients waiting."""
+    file = descriptor_pb2.FileDescriptorProto(name="recorder.proto", package="test", syntax="proto3")
+    file.message_type.add(name="Any")
+    service = file.service.add(name="Recorder")
+    for name, server_streams in (("Hang", False), ("Late", True)):
+        service.method.add(name=name, input_type=".test.Any", output_type=".test.Any", server_streaming=server_streams)
+    pool = descriptor_pool.DescriptorPool()
+    for serialized in (reflection_pb2.DESCRIPTOR.serialized_pb, file.SerializeToString()):
+        pool.AddSerializedFile(serialized)
+    return pool
 
 
 def pipe_to(port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
@@ -86,6 +109,7 @@ async def recorder(sim: SimCluster) -> AsyncIterator[Recorder]:
     recorder = Recorder()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((recorder.handler(),))
+    reflection.enable_server_reflection([SERVICE, reflection.SERVICE_NAME], server, pool=descriptors())
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     workload = sim.pod("demo", "pair").workload
@@ -166,3 +190,29 @@ async def test_a_stream_that_is_silent_before_its_headers_outlives_the_default(
             assert await talk.read() == b"late"
             await talk.done_writing()
             assert await talk.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["reflection", "nothing-known"])
+async def test_a_server_that_streams_may_be_silent_before_its_headers(
+    recorder: Recorder, sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path, known: bool
+) -> None:
+    """Its client has sent all, as that of a unary call has; the pod tells which of the two it is."""
+    options = ["--set", "kube_grpc_timeout=1s", "--set", f"kube_grpc_reflection={str(known).lower()}"]
+    tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
+    channel_options = [("grpc.default_authority", "recorder.demo"), ("grpc.enable_http_proxy", 0)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{tunnel.port}", channel_options) as channel:
+        late = channel.unary_stream("/test.Recorder/Late")(b"")
+        reading = asyncio.ensure_future(late.read())
+        async with asyncio.timeout(LIMIT_S):
+            for _ in range(2 if known else 1):  # the second one begins when the first has outlived the time
+                with pytest.raises(grpc.aio.AioRpcError) as failed:
+                    await channel.unary_unary("/test.Recorder/Hang")(b"")
+                assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if known:
+                assert not reading.done()
+                recorder.released.set()
+                assert await reading == b"late"
+            else:
+                with pytest.raises(grpc.aio.AioRpcError) as failed:
+                    await reading
+                assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

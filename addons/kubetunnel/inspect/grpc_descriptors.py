@@ -34,6 +34,7 @@ class GrpcMethod:
     input_type: Any
     output_type: Any
     pool: Any
+    server_streams: bool = False
 
 
 class DescriptorPool:
@@ -71,7 +72,7 @@ class DescriptorPool:
             found = self._pool.FindServiceByName(service).methods_by_name.get(name)
             if found is None:
                 return None
-            return GrpcMethod(found.input_type, found.output_type, self._pool)
+            return GrpcMethod(found.input_type, found.output_type, self._pool, found.server_streaming)
         except KeyError:
             return None
         except TypeError as e:

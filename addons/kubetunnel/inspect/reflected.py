@@ -1,7 +1,7 @@
 """The descriptors of gRPC calls that went through: the user's files first, then what the pods told.
 
 A pod is asked in the background, by a stream of its own, once for each gRPC service and version of its pods, and only
-while somebody looks at flows. No call waits for it.
+while somebody looks at flows. No call waits for it, but one that is about to be cut for its silence.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from kubetunnel.inspect.grpc_descriptors import DescriptorPool, DescriptorsError
 from kubetunnel.inspect.grpc_messages import is_grpc
 from kubetunnel.inspect.grpc_reflection import NoReflectionError, fetch_file_descriptors
 from kubetunnel.inspect.pod_details import PodLookups
+from kubetunnel.proxy.http.events import OverdueCall
 from kubetunnel.proxy.upstreams import Opened, Upstreams
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ MEMORY_VERSIONS = 3  # of one Service: before, during and after a rollout
 RETRY_S = 60.0  # after a failure that may be over by then
 REFUSAL_MEMORY_S = 600.0
 OPEN_TIMEOUT_S = 10.0
+OVERDUE_PATIENCE_S = 2.0  # of a call that is about to be cut
 
 type Key = tuple[str, str, int, str]  # context, Service, port, gRPC service
 
@@ -110,17 +112,32 @@ class Descriptors:
             and self._is_watched()
         ):
             return
+        self._begin(flow)
+
+    async def kube_call_overdue(self, call: OverdueCall) -> None:
+        """The hook of `KubeCallOverdueHook`: the pod is asked for the method, whether somebody looks or not."""
+        method = self.method(call.flow)
+        if method is None and self.reflection and (task := self._begin(call.flow)):
+            await asyncio.wait([task], timeout=OVERDUE_PATIENCE_S)
+            method = self.method(call.flow)
+        call.is_stream = method is not None and method.server_streams
+        if call.is_stream:
+            logger.debug("%s is a stream, which may be silent for as long as it likes.", call.flow.request.path)
+
+    def _begin(self, flow: http.HTTPFlow) -> asyncio.Task[None] | None:
+        """Asks the pod of this flow, in the background. None where that makes no sense now."""
         opened = self._upstreams.opened(flow.server_conn) if flow.server_conn else None
         key = _key(flow)
         if opened is None or key in self._asking or len(self._asking) >= MAX_WAITING:
-            return
+            return self._asking.get(key)
         known, version = self._told.get(key, {}), _version(flow)
         told = known.get(version) if version else next(iter(known.values()), None)
         if told is not None and told.until > time.monotonic():
-            return
+            return None
         task = asyncio.get_running_loop().create_task(self._ask(key, opened), name=f"descriptors of {key[3]}")
         self._asking[key] = task
         task.add_done_callback(lambda done: self._asked(key, done))
+        return task
 
     async def aclose(self) -> None:
         """Ends the questions."""

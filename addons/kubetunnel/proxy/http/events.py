@@ -11,6 +11,7 @@ from mitmproxy import http
 from mitmproxy.connection import Connection, Server
 from mitmproxy.net.server_spec import ServerSpec
 from mitmproxy.proxy import events
+from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.layers.http import _base as base
 from mitmproxy.proxy.layers.http._events import ErrorCode, ResponseProtocolError
 
@@ -27,6 +28,24 @@ class InformationalResponse(base.HttpEvent):
 @dataclass
 class DeadlinePassed(base.HttpEvent):
     """The time for the response's headers, or for more of it, is over."""
+
+
+@dataclass(eq=False)
+class OverdueCall:
+    """A gRPC call that brought no deadline, and whose response has not begun when ours passes.
+
+    `is_stream` is for who knows the method: its server streams, and may have nothing to say yet.
+    """
+
+    flow: http.HTTPFlow
+    is_stream: bool = False
+
+
+@dataclass
+class KubeCallOverdueHook(StartHook):
+    """Asks what is known of the call before it is cut."""
+
+    call: OverdueCall
 
 
 @dataclass

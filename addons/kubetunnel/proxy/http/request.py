@@ -237,14 +237,20 @@ class RequestHalf(HttpStream):
             yield SendHttp(event, self.context.server)
         yield from self.await_response()
 
+    @property
+    def is_call_without_deadline(self) -> bool:
+        """Whether it is gRPC that brings no `grpc-timeout`."""
+        request = self.flow.request
+        return is_grpc(request) and parse_grpc_timeout(request.headers.get("grpc-timeout", "")) is None
+
     def await_response(self) -> layer.CommandGenerator[None]:
         """Sets the deadline for the response's head.
 
         A `grpc-timeout` counts from the beginning of the call, and once only. Without one, and for all that is no gRPC,
         ours counts from the end of the request: a client that goes on sending has a stream that may be silent for as
         long as it likes, and many servers send their headers with the first message only. A call whose client has sent
-        all, and whose server streams, cannot be told from a unary one; it has to bring a `grpc-timeout` where its
-        first message may take longer.
+        all, and whose server streams, looks as a unary one does: what is known of its method is asked when its time is
+        over (`KubeCallOverdueHook`).
         """
         if self.server_state != self.state_wait_for_response_headers:
             return

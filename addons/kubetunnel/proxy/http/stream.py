@@ -28,7 +28,14 @@ from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol, UpstreamReset
 from kubetunnel.proxy.destination import open_asked_for
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
-from kubetunnel.proxy.http.events import AwaitResponse, DeadlinePassed, InformationalResponse, UpstreamFailed
+from kubetunnel.proxy.http.events import (
+    AwaitResponse,
+    DeadlinePassed,
+    InformationalResponse,
+    KubeCallOverdueHook,
+    OverdueCall,
+    UpstreamFailed,
+)
 from kubetunnel.proxy.http.failures import Failures, error_of_failure, may_repeat
 from kubetunnel.proxy.http.h1_message import framing_to_send
 from kubetunnel.proxy.http.lanes import Lanes
@@ -134,6 +141,8 @@ class KubeHttpStream(RequestHalf):
 
     def _time_out(self) -> layer.CommandGenerator[None]:
         if self.server_state == self.state_wait_for_response_headers and self.flow.response is None:
+            if (yield from self._may_stay_silent()):
+                return
             yield from self.abandon_upstream()
             yield from self.refuse(Timeout(f"{self._where} sent no response headers in {self.timeout_s:g} s."))
         elif self.server_state in (self.state_consume_response_body, self.state_stream_response_body):
@@ -144,6 +153,15 @@ class KubeHttpStream(RequestHalf):
             else:
                 failure = UpstreamFailed(self.stream_id, silence, ended=True, answered=True)
                 yield from super().handle_protocol_error(failure)
+
+    def _may_stay_silent(self) -> layer.CommandGenerator[bool]:
+        """Whether this is a call without a deadline whose server streams: its first message may be an hour away."""
+        if not self.is_call_without_deadline:
+            return False
+        call = OverdueCall(self.flow)
+        yield KubeCallOverdueHook(call)
+        over = (ResponseHeaders, RequestProtocolError, ResponseProtocolError)
+        return call.is_stream or any(isinstance(event, over) for event in self._paused_event_queue)
 
     def abandon_upstream(self) -> layer.CommandGenerator[None]:
         """Nobody waits for what the pod does for us. No effect on an upstream that serves others by now."""
