@@ -162,7 +162,8 @@ class GrpcSettings:
     )
 
     timeout_s: float = _setting(
-        30.0, "Of a gRPC call that brings no grpc-timeout, to the head of its response; not of one whose server streams.", env="KTUN_GRPC_TIMEOUT",
+        30.0, "Of a gRPC call without a grpc-timeout, to the head of its response; not where its server streams.",
+        env="KTUN_GRPC_TIMEOUT",
         least=0.001, most=86400,
     )  # fmt: skip
 
