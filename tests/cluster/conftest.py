@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kubetunnel.cluster.reach import Reach
 from tests.cluster.certificates import Authority
 from tests.cluster.fake_api import FakeApi
 
@@ -70,6 +71,12 @@ async def either_task_factory(request: pytest.FixtureRequest) -> AsyncIterator[N
         loop.set_task_factory(asyncio.eager_task_factory)
     yield
     loop.set_task_factory(before)
+
+
+class Impatient(Reach):
+    """Waits for nothing longer than a moment."""
+
+    patience_s = 0.2
 
 
 async def until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:

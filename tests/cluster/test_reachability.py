@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from bench.delay_relay import delayed
 from kubetunnel.cluster.access import ClusterAccess, load_access
 from kubetunnel.cluster.discovery import Discovery
-from kubetunnel.cluster.reach import Reach
+from kubetunnel.cluster.reach import LEAST_PATIENCE_S, LEAST_S, LONGEST_PATIENCE_S, LONGEST_S, Reach
 from kubetunnel.cluster.suspicion import REPEAT_S, SUSPENDED_S, Suspicion
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.errors import ClusterUnreachable
@@ -68,9 +69,10 @@ def test_doubts_in_a_burst_are_told_once() -> None:
 
 
 def test_silence_is_waited_for_once() -> None:
-    reach = Reach(1.5)
+    reach = Reach(10.0)
+    assert reach.timeout_s == 10.0, "it may simply be far away"
     reach.failed(silent=True)
-    assert reach.timeout_s == 1.5, "it may simply be far away"
+    assert reach.timeout_s == 1.5
     reach.succeeded(0.02)
     assert reach.timeout_s == 1.5
     reach.failed(silent=True)
@@ -82,11 +84,29 @@ def test_silence_is_waited_for_once() -> None:
     assert reach.timeout_s == pytest.approx(1.2)
     reach.succeeded(1.0)
     reach.failed(silent=True)
-    assert reach.timeout_s == 1.5
+    assert reach.timeout_s == 4.0
+    reach.succeeded(9.0)
+    assert reach.timeout_s == LONGEST_S
+
+
+def test_patience_follows_from_what_answers_take() -> None:
+    reach = Reach()
+    assert reach.patience_s > reach.timeout_s, "the connection is to blame, not what is asked on it"
+    reach.failed(silent=True)
+    assert reach.patience_s == LEAST_PATIENCE_S
+    reach.succeeded(1.6)
+    reach.answered(1.6)
+    assert reach.patience_s == pytest.approx(12.8)
+    reach.succeeded(0.01)
+    reach.answered(0.01)
+    assert reach.patience_s == LEAST_PATIENCE_S
+    assert LEAST_PATIENCE_S > LEAST_S
+    reach.answered(60.0)
+    assert reach.patience_s == LONGEST_PATIENCE_S
 
 
 async def test_who_rests_is_woken_when_somebody_else_reaches_it() -> None:
-    reach = Reach(1.5)
+    reach = Reach()
     await asyncio.wait_for(reach.rest(0.01), 5)
     reach.failed(silent=False)
     resting = asyncio.create_task(reach.rest(60.0))
@@ -257,6 +277,7 @@ async def test_a_name_that_was_never_resolved_is_told(
     api_server: FakeApi, kubeconfig: WriteKubeconfig, resolver: list[Lookup], trouble: Lookup, told: str
 ) -> None:
     access = await load_access(kubeconfig=kubeconfig(cluster={"server": f"https://localhost:{api_server.port}"}))
+    access.reach = Reach(1.0)
     resolver.append(trouble)
     for _ in range(2):
         with pytest.raises(ClusterUnreachable, match=told) as refusal:
@@ -267,3 +288,20 @@ async def test_a_name_that_was_never_resolved_is_told(
     transport, _ = await access.connect(asyncio.Protocol)
     transport.abort()
     await access.aclose()
+
+
+async def test_a_server_that_moved_far_away_is_not_taken_for_dead(
+    api_server: FakeApi, kubeconfig: WriteKubeconfig
+) -> None:
+    """What is usual is learnt anew by an attempt that nobody waits for."""
+    async with delayed("127.0.0.1", api_server.port, 0.8) as port:
+        access = await load_access(kubeconfig=kubeconfig(cluster={"server": f"https://127.0.0.1:{port}"}))
+        access.reach.succeeded(0.01)
+        with pytest.raises(ClusterUnreachable, match=r"no answer within 1\.5 s"):
+            await access.connect(asyncio.Protocol)
+        assert access._probe is not None
+        await until(lambda: access.reach.timeout_s > LEAST_S)
+        transport, _ = await access.connect(asyncio.Protocol)
+        transport.abort()
+        await until(lambda: access._probe is None)
+        await access.aclose()

@@ -18,6 +18,7 @@ from websockets.frames import Opcode
 from websockets.protocol import Protocol, Side, State
 
 from kubetunnel.cluster.access import ClusterAccess
+from kubetunnel.cluster.reach import Reach
 from kubetunnel.cluster.suspicion import Suspicion
 from kubetunnel.core.errors import Unauthenticated
 from kubetunnel.forward.spdy import DataReceived, SpdyConnection, StreamOpened, StreamReset
@@ -352,9 +353,14 @@ class Access(ClusterAccess):
     def __init__(self, api: ApiServer) -> None:
         self.api = api
         self.suspicion = Suspicion()
+        self.reach = Reach()
         self.token = "old"
         self.renewals = 0
         self.renewable = True
+
+    @property
+    def obtaining(self) -> asyncio.Future[None] | None:
+        return None
 
     @property
     def server(self) -> str:

@@ -122,7 +122,7 @@ async def test_failures_of_a_port(
     writer.write(b"x")
     with pytest.raises(StreamFailed) as caught:
         await reader.read()
-    assert type(caught.value.error) is expected
+    assert isinstance(caught.value.error, expected)
     writer.close()
     assert await hostname(forwards, pods[0]) == pods[0]
 
@@ -161,7 +161,7 @@ async def test_a_killed_connection_fails_its_stream_and_the_next_works(forwards:
         upstream._transport.abort()
     with pytest.raises(StreamFailed) as caught:
         await reader.read()
-    assert type(caught.value.error) is UpstreamReset
+    assert isinstance(caught.value.error, UpstreamReset)
     writer.close()
     assert await hostname(forwards, pods[0]) == pods[0]
 

@@ -86,5 +86,5 @@ NETNS = (
     ],
 )
 def test_what_the_runtimes_say(text: str, expected: type[Exception], gone: int) -> None:
-    assert type(stream_error(text, TARGET)) is expected
+    assert isinstance(stream_error(text, TARGET), expected)
     assert pod_is_gone(text) == bool(gone)

@@ -143,7 +143,7 @@ async def test_an_error_text_is_the_streams_failure(
     reader, writer = await forwards.open_connection(to(port))
     writer.write(b"x")
     failure = await failure_of(reader)
-    assert type(failure.error) is expected
+    assert isinstance(failure.error, expected)
     assert "shop/web" in str(failure)
     writer.close()
 
@@ -216,7 +216,7 @@ async def test_a_reset_whose_text_comes_late_is_no_good_end(api: ApiServer, forw
     session.send(next(iter(session.error_of.values())), TEXTS[RESETS].encode(), fin=True)
     session.released.set()
     await session.flush()
-    assert type((await failure_of(reader)).error) is UpstreamReset
+    assert isinstance((await failure_of(reader)).error, UpstreamReset)
     writer.close()
 
 
@@ -228,7 +228,7 @@ async def test_a_cut_connection_fails_its_streams(api: ApiServer, forwards: Port
     await reader.readexactly(1)
     api.cut()
     failure = await failure_of(reader)
-    assert type(failure.error) is UpstreamReset
+    assert isinstance(failure.error, UpstreamReset)
     with pytest.raises(OSError):
         await writer.drain()
         await writer.drain()

@@ -8,6 +8,7 @@ environment: one that points at this very tunnel would make a loop. Only the kub
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shlex
 import ssl
@@ -18,21 +19,20 @@ from urllib.parse import urlsplit
 
 from multidict import CIMultiDict
 
-from kubetunnel.cluster.addresses import Addresses
+from kubetunnel.cluster.addresses import Addresses, ResolverSilentError
 from kubetunnel.cluster.connection import open_connection, why_failed
-from kubetunnel.cluster.credentials import IssuedCredentials
+from kubetunnel.cluster.credentials import RUN_TIMEOUT_S, IssuedCredentials
 from kubetunnel.cluster.exec_plugin import Credential
 from kubetunnel.cluster.kubeconfig import read_kubeconfig
 from kubetunnel.cluster.loaded import Loaded, ready, stamp_of, tls_context
-from kubetunnel.cluster.reach import Reach
+from kubetunnel.cluster.reach import FIRST_S, LONGEST_S, Reach
 from kubetunnel.cluster.refused import why_refused
 from kubetunnel.cluster.suspicion import Suspicion
 from kubetunnel.core.errors import ClusterUnreachable, KubeconfigError, KubeTunnelError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 1.5  # TCP and TLS together; a refusal is due within 2 s, and 1.5 s is five round trips of 300 ms
-PLUGIN_PATIENCE_S = 1.7  # the same 2 s for a credential plugin that hangs; its run goes on
+FILES_INTERVAL_S = 1.0  # who waits for a plugin that hangs may be mending it
 
 
 class ClusterAccess:
@@ -40,7 +40,7 @@ class ClusterAccess:
 
     Attributes:
         suspicion: tells when connections that are open may be dead.
-        reach: whether the API server answers.
+        reach: whether the API server answers, and how long that is to be waited for.
     """
 
     def __init__(
@@ -49,14 +49,15 @@ class ClusterAccess:
         loaded: Loaded,
         *,
         kubeconfig: str | None = None,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        plugin_patience_s: float = PLUGIN_PATIENCE_S,
+        connect_timeout_s: float = FIRST_S,
+        plugin_patience_s: float = RUN_TIMEOUT_S,
     ) -> None:
         self._load = load
         self._kubeconfig = kubeconfig
         self.suspicion = Suspicion()
         self.reach = Reach(connect_timeout_s)
         self._addresses = Addresses()
+        self._probe: asyncio.Task[None] | None = None
         self._plugin_patience_s = plugin_patience_s
         self._closing: list[IssuedCredentials] = []
         self._take(loaded)
@@ -67,8 +68,8 @@ class ClusterAccess:
         self._issued: IssuedCredentials | None = None
         self._issued_tls: tuple[Credential, ssl.SSLContext | None] | None = None
         if self.secure and not user.token and not user.token_file and (user.exec_plugin or user.oidc):
-            self._issued = IssuedCredentials(loaded.config, patience_s=self._plugin_patience_s)
-            self._closing = [issued for issued in self._closing if issued.running] + [self._issued]
+            self._issued = IssuedCredentials(loaded.config)
+            self._closing = [issued for issued in self._closing if issued.run is not None] + [self._issued]
             self._issued.begin()
 
     @property
@@ -97,6 +98,11 @@ class ClusterAccess:
     @property
     def secure(self) -> bool:
         return self.server.startswith("https://")
+
+    @property
+    def obtaining(self) -> asyncio.Future[None] | None:
+        """The run of a credential plugin, or the question to the issuer, that is on: requests wait for it."""
+        return self._issued.run if self._issued is not None else None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -140,7 +146,9 @@ class ClusterAccess:
         """
         changed = self._outdated() and await self._reload()
         if self._issued is not None:
-            await (self._issued.get() if changed else self._issued.renew(refused))
+            if not changed:
+                self._issued.distrust(refused)
+            await self._obtain()
             return
         if self._loaded.refusal is not None:
             raise self._refusal(self._loaded.refusal)
@@ -165,8 +173,8 @@ class ClusterAccess:
         await self._refresh_files()
         if self._issued is None:
             return self._loaded.tls
-        credential = await self._issued.get()
-        if credential.certificate is None:
+        credential = await self._obtain()
+        if self._issued is None or credential.certificate is None:
             return self._loaded.tls
         if self._issued_tls is None or self._issued_tls[0] != credential:
             context = await asyncio.to_thread(tls_context, self._loaded.config, credential)
@@ -185,23 +193,45 @@ class ClusterAccess:
             Unauthenticated: the client certificate comes from a plugin, and the plugin failed.
         """
         context = await self.tls()
-        clock = asyncio.get_running_loop().time
-        started, timeout_s = clock(), self.reach.timeout_s
+        timeout_s = self.reach.timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                cluster = self._loaded.config.cluster
-                opened = await open_connection(cluster, self._addresses, context, protocol_factory, bulk=bulk)
-        except TimeoutError as error:
-            self.reach.failed(silent=True)
-            raise self._unreachable(f"no answer within {timeout_s:g} s") from error
-        except (OSError, ValueError) as error:
-            self.reach.failed(silent=False)
-            raise self._unreachable(why_failed(error)) from error
+            return await self._open(context, protocol_factory, timeout_s, bulk=bulk)
+        except (OSError, ValueError) as error:  # TimeoutError is one
+            silent = isinstance(error, TimeoutError | ResolverSilentError)
+            self.reach.failed(silent=silent)
+            if silent and self._probe is None and timeout_s < LONGEST_S:
+                self._probe = asyncio.create_task(self._measure(context), name="kube-tunnel probe")
+                self._probe.add_done_callback(self._measured)
+            why = f"no answer within {timeout_s:.3g} s" if isinstance(error, TimeoutError) else why_failed(error)
+            raise self._unreachable(why) from error
+
+    async def _open[P: asyncio.BaseProtocol](
+        self, context: ssl.SSLContext | None, protocol_factory: Callable[[], P], timeout_s: float, *, bulk: bool
+    ) -> tuple[asyncio.Transport, P]:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        async with asyncio.timeout(timeout_s):
+            cluster = self._loaded.config.cluster
+            opened = await open_connection(
+                cluster, self._addresses, context, protocol_factory, bulk=bulk, timeout_s=timeout_s
+            )
         self.reach.succeeded(clock() - started)
         return opened
 
+    async def _measure(self, context: ssl.SSLContext | None) -> None:
+        """Whether the server is dead or the way to it became long: nobody waits for this, so it may take its time."""
+        with contextlib.suppress(OSError, ValueError):  # TimeoutError is one; who asks next finds out for himself
+            transport, _ = await self._open(context, asyncio.Protocol, LONGEST_S, bulk=False)
+            transport.abort()
+
+    def _measured(self, probe: asyncio.Task[None]) -> None:
+        self._probe = None
+
     async def aclose(self) -> None:
         """End credential plugins that are still running, and look-ups."""
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait({self._probe})
         await self._addresses.aclose()
         closing, self._closing = self._closing, []
         for issued in closing:
@@ -210,8 +240,18 @@ class ClusterAccess:
     async def _credential(self) -> Credential:
         if not self.secure:
             return Credential()  # client-go sends none in clear either; `kubectl proxy` needs none
+        return await self._obtain()
+
+    async def _obtain(self) -> Credential:
+        """Waits for a plugin or an issuer where there is one; files that are mended meanwhile are taken up."""
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + self._plugin_patience_s
+        while self._issued is not None and not await self._issued.settled(min(FILES_INTERVAL_S, give_up_at - clock())):
+            if clock() >= give_up_at:
+                break
+            await self._refresh_files()
         if self._issued is not None:
-            return await self._issued.get()
+            return self._issued.take()
         if self._loaded.refusal is not None:
             raise self._refusal(self._loaded.refusal)
         return self._loaded.credential
@@ -262,12 +302,16 @@ async def load_access(
     kubeconfig: str | None = None,
     context: str | None = None,
     namespace: str | None = None,
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    plugin_patience_s: float = PLUGIN_PATIENCE_S,
+    connect_timeout_s: float = FIRST_S,
+    plugin_patience_s: float = RUN_TIMEOUT_S,
 ) -> ClusterAccess:
     """Read the kubeconfig (kubectl's rules, in-cluster where there is none). Cheap; call it again after a failure.
 
     A credential plugin is started at once, so that the first request finds its token; `aclose` ends it.
+
+    Args:
+        connect_timeout_s: for the first connection; later ones have what is usual (`reach.py`).
+        plugin_patience_s: how long a request waits for a credential plugin; its run goes on.
 
     Raises:
         KubeconfigError: what was looked for, or the file and key that is broken.

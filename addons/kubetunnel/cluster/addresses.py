@@ -14,11 +14,14 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-FIRST_PATIENCE_S = 1.2  # less than the connect timeout, so that the name is blamed and not the server
 PATIENCE_S = 0.3  # where it is known what the answer was the last time
 
 type AddressInfos = list[tuple[Any, ...]]  # as of socket.getaddrinfo
 type Key = tuple[str, int]
+
+
+class ResolverSilentError(socket.gaierror):
+    """Nobody says where the name leads."""
 
 
 class Addresses:
@@ -28,8 +31,11 @@ class Addresses:
         self._known: dict[Key, AddressInfos] = {}
         self._lookups: dict[Key, asyncio.Task[AddressInfos]] = {}
 
-    async def resolve(self, host: str, port: int) -> AddressInfos:
+    async def resolve(self, host: str, port: int, *, patience_s: float) -> AddressInfos:
         """The addresses of a host, for TCP; the last known ones where the resolver fails or hangs.
+
+        Args:
+            patience_s: for a name of which nothing is known.
 
         Raises:
             OSError: it fails, and nothing is known.
@@ -43,7 +49,7 @@ class Addresses:
             # by callback, not at the task's end: an eager task may have ended before it was put into the table
             lookup.add_done_callback(partial(self._ended, key))
         known = self._known.get(key)
-        await asyncio.wait({lookup}, timeout=PATIENCE_S if known else FIRST_PATIENCE_S)
+        await asyncio.wait({lookup}, timeout=min(PATIENCE_S, patience_s) if known else patience_s)
         if lookup.done() and not lookup.cancelled() and not lookup.exception():
             return lookup.result()
         if known:
@@ -51,7 +57,7 @@ class Addresses:
             return known
         if lookup.done():
             return lookup.result()
-        raise socket.gaierror(socket.EAI_AGAIN, "the resolver does not answer")
+        raise ResolverSilentError(socket.EAI_AGAIN, "the resolver does not answer")
 
     async def aclose(self) -> None:
         """End look-ups that are under way."""

@@ -26,14 +26,14 @@ from kubetunnel.core.errors import KubeTunnelError
 logger = logging.getLogger(__name__)
 
 # until an answer's head; the API server itself gives up on etcd after 60 s. Nobody waits so long for his refusal
-# (`followed.PATIENCE_S`), but an API server whose own webhooks are cold must be given the time to answer
+# (`Reach.patience_s`), but an API server whose own webhooks are cold must be given the time to answer
 ANSWER_TIMEOUT_S = 5.0
 WATCH_TIMEOUT_S = 300.0  # asked of the server; its own default is 30 to 60 min, which hides a dead connection too long
 WATCH_GRACE_S = 10.0
 PAGE_SIZE = 500  # client-go's default
 CONCURRENT_REQUESTS = 8  # gets and lists; watches have connections of their own
 RETRIES = Backoff(base_s=0.2, cap_s=0.8, retries=2)
-RETRY_BUDGET_S = 1.5  # a refusal is due within 2 s
+RETRY_SHARE = 0.8  # of the patience of who waits: he is to be told why, and not that it takes too long
 MAX_EVENT_BYTES = 16 << 20  # etcd holds objects of 1.5 MiB
 
 
@@ -170,7 +170,7 @@ class ApiServer:
     ) -> Answer | None:
         """One answer of status 200, or None for 404. Overload and cuts are tried again, within the budget."""
         clock = asyncio.get_running_loop().time
-        give_up_at = clock() + RETRY_BUDGET_S
+        give_up_at = clock() + RETRY_SHARE * self.access.reach.patience_s
         delays = RETRIES.delays_s(self._rng)
         while True:
             wait_s: float | None = None

@@ -16,6 +16,7 @@ from aiohappyeyeballs import start_connection
 from kubetunnel.cluster.addresses import Addresses
 from kubetunnel.cluster.kubeconfig import Cluster
 
+RESOLVE_SHARE = 0.8  # of the time that a connection may take
 CLOSE_TIMEOUT_S = 1.0  # for the peer's close_notify; asyncio's 30 s would hold up the end of the program
 
 
@@ -26,13 +27,15 @@ async def open_connection[P: asyncio.BaseProtocol](
     protocol_factory: Callable[[], P],
     *,
     bulk: bool = False,
+    timeout_s: float,
 ) -> tuple[asyncio.Transport, P]:
-    """A connection without HTTP/2. The caller bounds the time.
+    """A connection without HTTP/2.
 
     Args:
         addresses: resolves the server's name where there is no proxy to do it.
         context: None for an http:// server.
         bulk: for a connection that carries port-forwards.
+        timeout_s: that the caller grants: a name that is not resolved by then is to blame, and not the server.
 
     Raises:
         OSError, ValueError: see `why_failed`.
@@ -48,7 +51,7 @@ async def open_connection[P: asyncio.BaseProtocol](
         connected = await open_through_proxy(cluster.proxy_url, host, port)
     else:
         # not create_connection's own: asyncio's staggered race fails under eager tasks (cpython 3.12, 3.13.0)
-        found = await addresses.resolve(host, port)
+        found = await addresses.resolve(host, port, patience_s=RESOLVE_SHARE * timeout_s)
         connected = await start_connection(found, happy_eyeballs_delay=0.25)  # RFC 8305 section 5
     try:
         # for bulk aiofastnet: 10 to 20 % less CPU and a third of the memory a connection; but asyncio's tells what the

@@ -1,7 +1,7 @@
 """What authenticates us right now: fixed credentials, or those that a plugin or an OIDC issuer gives out for a while.
 
-One run serves all that wait for it. A waiter waits `patience_s` at most and is then refused; the run goes on, and later
-requests profit from it (a login in a browser takes longer than anybody should wait for a refusal).
+One run serves all that wait for it, as long as it takes, within its limit (kubectl waits without one). Who will not
+wait so long is refused; the run goes on, and later requests profit from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from kubetunnel.core.errors import KubeTunnelError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
-RUN_TIMEOUT_S = 30.0  # a token from a cloud's own tool takes 0.5 to 5 s; the rest is for a person who confirms
+RUN_TIMEOUT_S = 60.0  # a token from a cloud's own tool takes 0.5 to 5 s; the rest is for a person who confirms
+TELL_AFTER_S = 1.0  # somebody wonders by then why his request takes so long
 EXPIRY_SKEW = timedelta(seconds=1)  # clocks differ, and the request has still to travel; a 401 catches the rest
 FAILURE_MEMORY_S = 1.0  # a burst of requests must not start a failing plugin once each
 
@@ -58,10 +59,9 @@ def _read_token(path: Path) -> str:
 class IssuedCredentials:
     """The credentials of a user with an exec plugin or an OIDC issuer; runs it when they are missing or expired."""
 
-    def __init__(self, config: Kubeconfig, *, patience_s: float) -> None:
+    def __init__(self, config: Kubeconfig) -> None:
         self._config = config
         self._provider = config.user.oidc
-        self._patience_s = patience_s
         self._run: asyncio.Task[None] | None = None
         self._credential = self._first()
         self._failure: KubeTunnelError | None = None
@@ -89,33 +89,33 @@ class IssuedCredentials:
             # an eager task may be over by now, and has reset `_run` before it was set
             self._run = None if run.done() else run
 
-    async def get(self) -> Credential:
+    async def settled(self, timeout_s: float) -> bool:
+        """Whether `take` has an answer, after at most so long; runs what has to be run."""
+        if self._valid() or (self._run is None and self._is_failure_to_tell()):
+            return True
+        self.begin()
+        if self._run is not None:
+            await asyncio.wait({self._run}, timeout=timeout_s)
+        return self._run is None
+
+    def take(self) -> Credential:
         """The credential, valid by its own account.
 
         Raises:
-            Unauthenticated: the run failed, or takes longer than the patience.
+            Unauthenticated: the run failed, or is still on.
         """
         if self._valid() and self._credential:
             return self._credential
-        if self._run is None:
-            self._raise_failure()
-            self.begin()
-        if self._run is not None:
-            await asyncio.wait({self._run}, timeout=self._patience_s)
-        if self._valid() and self._credential:
-            return self._credential
-        self._raise_failure()
-        raise Unauthenticated(f"{self._what()} is still at work after {self._patience_s:g} s: ask again in a moment.")
+        if self._failure is not None and self._is_failure_to_tell():
+            self._failure_told = True
+            # a fresh one each time: a raised exception keeps its raiser's frames
+            raise type(self._failure)(self._failure.detail, command=self._failure.command) from self._failure
+        raise Unauthenticated(f"{self._what()} is still at work: ask again in a moment.")
 
-    async def renew(self, refused: str) -> None:
-        """Get others than those whose Authorization the API server refused, whatever they say about themselves.
-
-        Raises:
-            Unauthenticated: as `get`.
-        """
+    def distrust(self, refused: str) -> None:
+        """The API server refused this Authorization, whatever the credential says about itself."""
         if self._credential is not None and self._credential.authorization == refused:
             self._credential = None
-        await self.get()
 
     @property
     def last(self) -> Credential | None:
@@ -123,8 +123,9 @@ class IssuedCredentials:
         return self._credential
 
     @property
-    def running(self) -> bool:
-        return self._run is not None
+    def run(self) -> asyncio.Task[None] | None:
+        """The run that is on."""
+        return self._run
 
     async def aclose(self) -> None:
         """End a run that is on."""
@@ -138,13 +139,10 @@ class IssuedCredentials:
         expires = self._credential.expires
         return expires is None or datetime.now(tz=UTC) + EXPIRY_SKEW < expires
 
-    def _raise_failure(self) -> None:
+    def _is_failure_to_tell(self) -> bool:
         """A failure is told for a moment, and in any case once: to whoever comes next when the waiters had gone."""
         recent = asyncio.get_running_loop().time() - self._failed_at < FAILURE_MEMORY_S
-        if self._failure is not None and (recent or not self._failure_told):
-            self._failure_told = True
-            # a fresh one each time: a raised exception keeps its raiser's frames
-            raise type(self._failure)(self._failure.detail, command=self._failure.command) from self._failure
+        return self._failure is not None and (recent or not self._failure_told)
 
     def _what(self) -> str:
         plugin = self._config.user.exec_plugin
@@ -153,9 +151,13 @@ class IssuedCredentials:
     async def _obtain(self) -> None:
         """One run. Leaves its credential or its failure behind."""
         clock = asyncio.get_running_loop().time
+        started = clock()
+        telling = asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell_of_run)
         try:
             self._credential = self._with_certificate(await self._issue())
             self._failure = None
+            if clock() - started >= TELL_AFTER_S:
+                logger.info("%s gave credentials after %.1f s", self._what(), clock() - started)
             logger.debug("%s gave credentials that expire %s", self._what(), self._credential.expires or "never")
         except KubeTunnelError as error:
             self._failure, self._failed_at, self._failure_told = error, clock(), False
@@ -165,7 +167,16 @@ class IssuedCredentials:
             unexpected = Unauthenticated(f"{self._what()} failed in the tunnel itself; see its log.")
             self._failure, self._failed_at, self._failure_told = unexpected, clock(), False
         finally:
+            telling.cancel()
             self._run = None
+
+    def _tell_of_run(self) -> None:
+        logger.info(
+            "%s of context %s is at work; requests wait for it, for at most %g s",
+            self._what(),
+            self._config.context,
+            RUN_TIMEOUT_S,
+        )
 
     async def _issue(self) -> Credential:
         if plugin := self._config.user.exec_plugin:

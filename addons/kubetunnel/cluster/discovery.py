@@ -15,7 +15,7 @@ from collections.abc import Callable
 from kubetunnel.cluster import decode
 from kubetunnel.cluster.access import ClusterAccess
 from kubetunnel.cluster.api import ApiServer
-from kubetunnel.cluster.followed import PATIENCE_S, FollowedService
+from kubetunnel.cluster.followed import FollowedService
 from kubetunnel.cluster.missing import not_found
 from kubetunnel.cluster.resource import PODS, SERVICES, Query
 from kubetunnel.cluster.rights import Rights
@@ -47,7 +47,8 @@ class Discovery:
     Args:
         access: how to reach the API server. Not closed by `aclose`.
         idle_timeout_s: how long a Service that nobody asks for is kept up.
-        patience_s: how long a lookup is waited for. It goes on, and who asks again profits from it.
+        patience_s: how long a lookup is waited for, as `Reach` has it by default. It goes on, and who asks again
+            profits from it.
         api: in place of one with the usual timeouts.
     """
 
@@ -56,7 +57,7 @@ class Discovery:
         access: ClusterAccess,
         *,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
         api: ApiServer | None = None,
     ) -> None:
         self._access = access
@@ -75,13 +76,17 @@ class Discovery:
         self._callbacks: list[OnChange] = []
         self._idle_timer: asyncio.TimerHandle | None = None
 
-    def _single_flight[V](self, patience_s: float) -> SingleFlight[Key, V]:
-        return SingleFlight(patience_s=patience_s, out_of_patience=lambda: self._out_of_patience(patience_s))
+    def _single_flight[V](self, patience_s: float | None) -> SingleFlight[Key, V]:
+        return SingleFlight(
+            patience_s=lambda: self._access.reach.patience_s if patience_s is None else patience_s,
+            out_of_patience=self._out_of_patience,
+            obtaining=lambda: self._access.obtaining,
+        )
 
     def _out_of_patience(self, patience_s: float) -> Timeout:
         return Timeout(
             f"The API server {self._access.server} of context {self._access.context} has not answered after "
-            f"{patience_s:g} s; it is still being asked.",
+            f"{patience_s:.3g} s; it is still being asked.",
             command=self._access.kubectl("get", "--raw", "/readyz?verbose"),
         )
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from kubetunnel.cluster import decode
 from kubetunnel.cluster.answers import NotKubernetesError
 from kubetunnel.cluster.api import ApiServer
+from kubetunnel.cluster.patience import first_done
 from kubetunnel.cluster.reflector import AbsentError, Reflector
 from kubetunnel.cluster.resource import ENDPOINT_SLICES, ENDPOINTS, PODS, SERVICES, Query, Resource
 from kubetunnel.cluster.rights import Rights
@@ -21,8 +22,6 @@ from kubetunnel.core.catalog import EndpointSlice, Service, ServiceState
 from kubetunnel.core.errors import ClusterUnreachable, Forbidden, KubeTunnelError, Timeout, Unauthenticated
 
 logger = logging.getLogger(__name__)
-
-PATIENCE_S = 1.8  # for a fetch that somebody waits for: a refusal is due within 2 s. The fetch itself goes on
 
 SOURCES = (ENDPOINT_SLICES, ENDPOINTS, PODS)  # of endpoints, the best first
 
@@ -121,7 +120,8 @@ class FollowedService:
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = asyncio.create_task(self._refresh_due(), name=f"kube-tunnel fetch {self.name}")
             refreshing = self._refreshing
-            await asyncio.wait({refreshing}, timeout=PATIENCE_S)
+            access = self._api.access
+            await first_done({refreshing}, access.reach.patience_s, lambda: access.obtaining)
             if refreshing.done() and not refreshing.cancelled():
                 refreshing.result()
         return self._state

@@ -89,7 +89,7 @@ class _Connector(aiohttp.BaseConnector):
 
 
 class HttpClient:
-    """GETs of one API server. `answer_timeout_s` is the time until an answer's head."""
+    """GETs of one API server. `answer_timeout_s` is the time until an answer's head, longer where the server is far."""
 
     def __init__(self, access: ClusterAccess, *, answer_timeout_s: float) -> None:
         self.renewals = 0  # how often a 401 made us renew the credentials
@@ -133,13 +133,15 @@ class HttpClient:
         context = await self._access.tls() or True
         url = URL(self._access.server + path, encoded=True)
         logger.debug("GET %s %s", url, parameters)
+        clock = asyncio.get_running_loop().time
+        started, timeout_s = clock(), max(self._answer_timeout_s, self._access.reach.patience_s)
         try:
-            async with asyncio.timeout(self._answer_timeout_s):
-                return await self._http().get(
+            async with asyncio.timeout(timeout_s):
+                response = await self._http().get(
                     url, params=parameters, headers=headers, ssl=context, allow_redirects=False
                 )
         except TimeoutError as error:
-            raise self._timeout(self._answer_timeout_s) from error
+            raise self._timeout(timeout_s) from error
         except (aiohttp.ClientError, ssl.SSLError) as error:
             raise self._cut(error) from error
         except ValueError:  # of a header; not `from`, since the error may hold what it is about
@@ -147,6 +149,8 @@ class HttpClient:
                 f"The API server {self._access.server} of context {self._access.context} cannot be asked: its address "
                 "or our credentials have characters that no HTTP request can carry."
             ) from None
+        self._access.reach.answered(clock() - started)
+        return response
 
     async def read(self, response: aiohttp.ClientResponse) -> Answer:
         try:
@@ -201,7 +205,7 @@ class HttpClient:
 
     def _timeout(self, after_s: float) -> Timeout:
         return Timeout(
-            f"The API server {self._access.server} of context {self._access.context} said nothing for {after_s:g} s.",
+            f"The API server {self._access.server} of context {self._access.context} said nothing for {after_s:.3g} s.",
             command=self._access.kubectl("cluster-info"),
         )
 

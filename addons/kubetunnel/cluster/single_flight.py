@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 
+from kubetunnel.cluster.patience import first_done
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout
 
 UNTOLD_S = 5.0  # a refusal that somebody's patience was too short for is told to who asks again within it
@@ -22,11 +23,19 @@ class SingleFlight[K: Hashable, V]:
     Args:
         patience_s: how long a caller waits.
         out_of_patience: what he is told then.
+        obtaining: see `patience.first_done`.
     """
 
-    def __init__(self, *, patience_s: float, out_of_patience: Callable[[], KubeTunnelError]) -> None:
+    def __init__(
+        self,
+        *,
+        patience_s: Callable[[], float],
+        out_of_patience: Callable[[float], KubeTunnelError],
+        obtaining: Callable[[], asyncio.Future[None] | None] = lambda: None,
+    ) -> None:
         self._patience_s = patience_s
         self._out_of_patience = out_of_patience
+        self._obtaining = obtaining
         self._tasks: dict[K, list[asyncio.Task[V]]] = {}
         self._overdue: set[asyncio.Task[V]] = set()
         self._untold: dict[K, tuple[float, KubeTunnelError]] = {}
@@ -56,15 +65,14 @@ class SingleFlight[K: Hashable, V]:
 
     async def _first(self, key: K, waiting: set[asyncio.Task[V]]) -> V:
         """The first result; or the first error that another call cannot better, or the last one."""
-        clock = asyncio.get_running_loop().time
-        give_up_at = clock() + self._patience_s
+        clock, patience_s = asyncio.get_running_loop().time, self._patience_s()
+        give_up_at = clock() + patience_s
         while True:
-            done, waiting = await asyncio.wait(
-                waiting, timeout=max(0.0, give_up_at - clock()), return_when=asyncio.FIRST_COMPLETED
-            )
+            done = await first_done(waiting, give_up_at - clock(), self._obtaining)
+            waiting = waiting - done
             if not done:
                 self._overdue |= waiting
-                raise self._out_of_patience()
+                raise self._out_of_patience(patience_s)
             self._untold.pop(key, None)
             for task in sorted(done, key=lambda task: task.cancelled() or task.exception() is not None):
                 if task.cancelled():

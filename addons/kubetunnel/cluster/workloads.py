@@ -25,7 +25,6 @@ from kubetunnel.core.endpoints import Target, targets
 from kubetunnel.core.errors import KubeTunnelError, NoReadyEndpoints, PortNotExposed, ServiceNotFound, Timeout
 from kubetunnel.core.ports import PortRequest, choose_port, refuse_external_name
 
-PATIENCE_S = 1.9  # a refusal is due within 2 s
 MEMORY_S = 1.0  # a burst of connections costs one list
 
 
@@ -110,7 +109,9 @@ class Workloads:
         self._selectors: dict[ObjectRef, str] = {}
         self._pods: dict[ObjectRef, tuple[float, tuple[PodObject, ...]]] = {}
         self._lookups: SingleFlight[ObjectRef, tuple[PodObject, ...]] = SingleFlight(
-            patience_s=PATIENCE_S, out_of_patience=self._out_of_patience
+            patience_s=lambda: access.reach.patience_s,
+            out_of_patience=self._out_of_patience,
+            obtaining=lambda: access.obtaining,
         )
 
     async def reachable(self, ref: ObjectRef, port: int | str, *, fresh: bool = False) -> Reachable:
@@ -225,10 +226,10 @@ class Workloads:
         which = ("-l", selector) if selector else (ref.name,) if ref.kind is Kind.POD else ()
         return self._access.kubectl("-n", ref.namespace, "get", "pods", *which)
 
-    def _out_of_patience(self) -> Timeout:
+    def _out_of_patience(self, patience_s: float) -> Timeout:
         return Timeout(
             f"The API server {self._access.server} of context {self._access.context} has not answered after "
-            f"{PATIENCE_S:g} s; it is still being asked.",
+            f"{patience_s:.3g} s; it is still being asked.",
             command=self._access.kubectl("get", "--raw", "/readyz?verbose"),
         )
 

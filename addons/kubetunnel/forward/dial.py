@@ -33,11 +33,11 @@ from kubetunnel.forward.websocket import WebSocketFrames
 
 logger = logging.getLogger(__name__)
 
-# for one offer: the API server dials the node meanwhile. Who waits is refused earlier (`pool.OPEN_TIMEOUT_S`)
+# for one offer: the API server dials the node meanwhile. Who waits is refused earlier (`Reach.patience_s`)
 ANSWER_TIMEOUT_S = 5.0
 _RENEWALS = 1
 _OVERLOAD = Backoff(base_s=0.2, cap_s=0.8, retries=2)
-_RETRY_BUDGET_S = 1.5  # a refusal is due within 2 s
+_RETRY_SHARE = 0.8  # of the patience of who waits: he is to be told why, and not that it takes too long
 
 
 class Dialer:
@@ -135,7 +135,7 @@ class _Attempt:
 
     async def offer(self, way: Way) -> Upstream | Verdict:
         """One protocol offered, again a little later while the API server is overloaded."""
-        give_up_at = time.monotonic() + _RETRY_BUDGET_S
+        give_up_at = time.monotonic() + _RETRY_SHARE * self._access.reach.patience_s
         for delay_s in _OVERLOAD.delays_s(random.Random()):  # noqa: S311  (jitter)
             answer = await self._offer_once(way)
             if not isinstance(answer, Verdict) or answer.meaning is not Meaning.OVERLOADED:
@@ -176,16 +176,18 @@ class _Attempt:
         if self._connection is None or not self._connection.reusable:
             self.abort()
             _, self._connection = await self._access.connect(UpgradeConnection, bulk=True)
+        started, timeout_s = time.monotonic(), max(self._answer_timeout_s, self._access.reach.patience_s)
         try:
-            async with asyncio.timeout(self._answer_timeout_s):
-                return await self._connection.request(offer, headers, self._made)
+            async with asyncio.timeout(timeout_s):
+                answer = await self._connection.request(offer, headers, self._made)
         except TimeoutError as error:
-            detail = (
-                f"The API server did not open a port-forward to {self._target} within {self._answer_timeout_s:g} s."
-            )
+            detail = f"The API server did not open a port-forward to {self._target} within {timeout_s:.3g} s."
             raise DialTimeout(detail) from error
         except ClusterUnreachable:
             return None
+        if isinstance(answer, Upstream):
+            answer.opened_in(time.monotonic() - started)
+        return answer
 
     def _made(self, protocol: str) -> Upstream:
         return self._make(self._target, protocol)

@@ -29,7 +29,7 @@ from kubetunnel.core.errors import (
 from kubetunnel.forward.direct_stream import DirectPod, DirectStream, no_answer, show
 from kubetunnel.forward.facts import ForwardBooks, ForwardFacts
 
-CONNECT_TIMEOUT_S = 1.5  # a lost SYN is sent again after 1 s (RFC 6298 2.1), and a refusal is due within 2 s
+CONNECT_TIMEOUT_S = 3.5  # a lost SYN is sent again after 1 s and after 3 s (RFC 6298 2.1, 5.5)
 IDLE_TIMEOUT_S = 300.0  # the contract's pool.idle_timeout
 
 

@@ -16,6 +16,8 @@ DEATH_S = 8.5  # looked at once a second: found within 10 s, also where a busy m
 UPLOAD_DEATH_S = 120.0  # a pod may be busy for so long with what it has, and read no more of it
 STALL_S = 1.0  # a ping unanswered for so long: not dead yet, but no place for a new stream
 PROOF_S = 1.0  # a runtime has replied to a new stream, or to a ping, by then
+FAR_TIMES = 2  # one behind a slow link has, after so many times what it took to open the upstream
+LONGEST_PROOF_S = 6.0  # in any case less than DEATH_S
 
 
 class Liveness:
@@ -32,10 +34,16 @@ class Liveness:
         self._ping_interval_s = ping_interval_s
         self._death_s = death_s
         self.answers = answers
+        self.proof_s, self._stall_s = PROOF_S, STALL_S
         self.heard_at = now
         self._looked_at = now
         self.asked_at: float | None = None
         self._pinged_at: float | None = None
+
+    def is_far(self, round_trip_s: float) -> None:
+        """An exchange with the peer takes so long: its answers are waited for accordingly."""
+        self.proof_s = max(PROOF_S, min(FAR_TIMES * round_trip_s, LONGEST_PROOF_S))
+        self._stall_s = max(STALL_S, self.proof_s)
 
     def heard(self, now: float) -> None:
         """Bytes came, of any kind."""
@@ -50,17 +58,17 @@ class Liveness:
 
     def unanswered(self, now: float) -> bool:
         """It was asked, and has not answered as fast as a live peer does."""
-        return self.asked_at is not None and now - self.asked_at >= PROOF_S
+        return self.asked_at is not None and now - self.asked_at >= self.proof_s
 
     def doubt(self, now: float) -> None:
         """The peer is asked whether it is there, and is stalled until it answers."""
         self.heard_at = now
-        self._pinged_at = now - STALL_S
+        self._pinged_at = now - self._stall_s
         self.ask(now)
 
     def stalled(self, now: float) -> bool:
         """It was asked or pinged, and has not answered as fast as a live peer does."""
-        pinged = self.answers and self._pinged_at is not None and now - self._pinged_at >= STALL_S
+        pinged = self.answers and self._pinged_at is not None and now - self._pinged_at >= self._stall_s
         return pinged or self.unanswered(now)
 
     def look(

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
+from kubetunnel.cluster.patience import first_done
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import (
     ClusterUnreachable,
@@ -33,6 +34,8 @@ class Pool(Protocol):
 
     @property
     def dial(self) -> Callable[[PodPort], Awaitable[Upstream]]: ...
+    @property
+    def obtaining(self) -> asyncio.Future[None] | None: ...
     def keep(self, task: asyncio.Task[None]) -> None: ...
     def adopt(self, upstream: Upstream, forward: PodForward) -> None: ...
 
@@ -57,7 +60,7 @@ class PodForward:
     async def acquire(self, target: PodPort, give_up_at: float, *, shared: bool) -> Upstream:
         """An upstream with room for a stream, which is counted already: open it at once, or `release` it.
 
-        Raises TimeoutError at `give_up_at`, seconds of the loop's clock.
+        Raises TimeoutError at `give_up_at`, seconds of the loop's clock; later where credentials have to be obtained.
         """
         waiter = next(self._numbers)
         answer: asyncio.Future[Upstream] = self._loop.create_future()
@@ -66,13 +69,14 @@ class PodForward:
         overdue = False
         try:
             self._do(self.policy.want(waiter, target.port, self._loop.time(), shared=shared))
-            async with asyncio.timeout_at(give_up_at):
-                return await answer
-        except (asyncio.CancelledError, TimeoutError) as error:
-            overdue = isinstance(error, TimeoutError)
-            if overdue and self._stuck:
+            if await first_done({answer}, give_up_at - self._loop.time(), lambda: self._pool.obtaining):
+                return answer.result()
+            overdue = True
+            if self._stuck:
                 self.books.failed("a dial does not come to its end")
                 self.books.change("broken", "a dial does not come to its end")
+            raise TimeoutError  # noqa: TRY301 - what it leaves behind is the same
+        except (asyncio.CancelledError, TimeoutError):
             if answer.done() and not answer.cancelled() and answer.exception() is None:
                 self.release(answer.result())
             raise
@@ -240,12 +244,12 @@ class PodForward:
         self._keys[upstream] = key
         self._open.add(upstream)
         self._draining = False
-        self._pool.adopt(upstream, self)
+        self._bury()
+        self._pool.adopt(upstream, self)  # not before: it is no part of the doubts that the dead ones raise
         self.books.protocol = upstream.facts.protocol
         self.books.change("ready", how)
         port = upstream.port if isinstance(upstream, ChannelUpstream) else None
         self._do(self.policy.dialled(key, self._loop.time(), port=port))
-        self._bury()
 
     def _bury(self) -> None:
         """The API server answers on a new connection: what it has not said on an old one by now, it never will."""

@@ -29,11 +29,10 @@ from kubetunnel.forward.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
-OPEN_TIMEOUT_S = 1.8  # for who waits: a refusal is due within 2 s. The dial goes on, and is there for the next one
-OVERDUE_TIMEOUT_S = 0.9  # where an earlier dial to the pod is stuck: to wait longer has been tried
+OVERDUE_SHARE = 0.5  # of the patience, where an earlier dial to the pod is stuck: to wait longer has been tried
 LOOK_INTERVAL_S = 1.0
 CLOSE_TIMEOUT_S = 2.0  # for the good-byes of aclose
-_BACKOFF = Backoff(base_s=0.1, cap_s=0.25)  # with the connect timeout (1.5 s) less than OPEN_TIMEOUT_S
+_BACKOFF = Backoff(base_s=0.1, cap_s=0.25)  # with the time to connect less than the patience (`Reach`)
 _OPENS = 3  # an upstream may die between its choice and its use
 
 
@@ -50,7 +49,8 @@ class PortForwards:
         spares: idle upgraded connections that a pod in use is to have.
         idle_timeout_s: an unused upstream is closed after it.
         answer_timeout_s: for the API server's answer to one upgrade request.
-        open_timeout_s: how long an open waits for an upstream; half of it where a dial to the pod is stuck already.
+        open_timeout_s: how long an open waits for an upstream, as `Reach` has it by default; half of it where a dial
+            to the pod is stuck already. The dial goes on, and is there for the next one.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PortForwards:
         spares: int = SPARES,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
-        open_timeout_s: float = OPEN_TIMEOUT_S,
+        open_timeout_s: float | None = None,
     ) -> None:
         self._access = access
         self._max_upstreams = max_upstreams
@@ -95,9 +95,9 @@ class PortForwards:
             raise ClusterUnreachable(f"The session to {self._access.server} was closed: its settings changed.")
         self._access.suspicion.look()
         pod = self._pod(target.namespace, target.pod)
-        patience_s = self._open_timeout_s
+        patience_s = self._access.reach.patience_s if self._open_timeout_s is None else self._open_timeout_s
         if pod.policy.overdue:
-            patience_s = min(patience_s, OVERDUE_TIMEOUT_S)
+            patience_s *= OVERDUE_SHARE
         try:
             give_up_at = asyncio.get_running_loop().time() + patience_s
             for attempt in itertools.count(1):
@@ -116,7 +116,7 @@ class PortForwards:
                     protocol: P = stream.get_protocol()  # type: ignore[assignment]  # the factory made it
                     return stream, protocol
         except TimeoutError as error:
-            raise DialTimeout(f"No port-forward to {target} within {patience_s:g} s.") from error
+            raise DialTimeout(f"No port-forward to {target} within {patience_s:.3g} s.") from error
         raise AssertionError("unreachable")
 
     async def open_connection(
@@ -212,6 +212,11 @@ class PortForwards:
             raise UpstreamReset(f"The port-forward of {target} ended at once: {upstream.retired}.")
         self._reached(target, "is reached")
         return upstream
+
+    @property
+    def obtaining(self) -> asyncio.Future[None] | None:
+        """The run that obtains credentials now, which dials wait for."""
+        return self._access.obtaining
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Own a task until it ends; `aclose` cancels it."""

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
 from kubetunnel.forward.lane import UpstreamFacts
-from kubetunnel.forward.liveness import PROOF_S, Liveness
+from kubetunnel.forward.liveness import Liveness
 from kubetunnel.forward.spdy import SpdyError
 from kubetunnel.forward.websocket import WebSocketError
 
@@ -88,6 +88,10 @@ class UpgradedConnection(asyncio.BufferedProtocol, ABC):
     def retired(self) -> str:
         """Why it is closed or about to be, "" while it is of use."""
         return self._close_reason
+
+    def opened_in(self, took_s: float) -> None:
+        """The upgrade took so long, which a round trip takes at most."""
+        self._liveness.is_far(took_s)
 
     def close(self, reason: str) -> None:
         """Close the connection; streams that still run end with UpstreamReset."""
@@ -190,7 +194,7 @@ class UpgradedConnection(asyncio.BufferedProtocol, ABC):
         """What leaves now is answered by a live peer at once: a new stream, a ping."""
         self._liveness.ask(self._loop.time())
         if self._proof_timer is None and self._liveness.asked_at is not None:
-            self._proof_timer = self._loop.call_later(PROOF_S, self._prove)
+            self._proof_timer = self._loop.call_later(self._liveness.proof_s, self._prove)
 
     def _prove(self) -> None:
         self._proof_timer = None
@@ -198,6 +202,7 @@ class UpgradedConnection(asyncio.BufferedProtocol, ABC):
         if asked_at is None or self._close_reason:
             return
         unanswered = self._liveness.unanswered(now)
-        self._proof_timer = self._loop.call_at((now if unanswered else asked_at) + PROOF_S, self._prove)
+        again_at = (now if unanswered else asked_at) + self._liveness.proof_s
+        self._proof_timer = self._loop.call_at(again_at, self._prove)
         if unanswered:
             self._unanswered()

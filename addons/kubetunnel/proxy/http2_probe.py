@@ -12,11 +12,13 @@ from h2.exceptions import ProtocolError
 from hyperframe.exceptions import HyperframeError
 from hyperframe.frame import Frame, SettingsFrame
 
-PATIENCE_S = 1.0  # longer than any pod takes for its SETTINGS, short enough for a first request to wait once
+PATIENCE_S = 1.0  # longer than any pod nearby takes for its SETTINGS, short enough for a first request to wait once
 _FRAME_HEADER_BYTES = 9  # RFC 9113 section 4.1
 
 
-async def speaks_http2(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool | None:
+async def speaks_http2(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, patience_s: float = PATIENCE_S
+) -> bool | None:
     """Whether the peer of this fresh stream answers the preface with SETTINGS. The stream is of no other use then.
 
     Returns:
@@ -29,7 +31,7 @@ async def speaks_http2(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     connection.initiate_connection()
     writer.write(connection.data_to_send())
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             head = await reader.readexactly(_FRAME_HEADER_BYTES)
     except TimeoutError:
         return None

@@ -22,17 +22,18 @@ from kubetunnel.core.settings import ServiceSettings, Settings
 from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
 from kubetunnel.forward.pod_streams import PodStreams
 from kubetunnel.progress import telling
+from kubetunnel.proxy import http2_probe
 from kubetunnel.proxy.attempts import Attempts, Choices
 from kubetunnel.proxy.clusters import Clusters, Session
 from kubetunnel.proxy.failover import FailoverStream
 from kubetunnel.proxy.http.writing import TimedWriter
-from kubetunnel.proxy.http2_probe import speaks_http2
 from kubetunnel.proxy.refusals import explain
 
 logger = logging.getLogger(__name__)
 
 PROBE_MEMORY_S = 60.0  # a rollout may bring pods that speak something else
-PROBE_PATIENCE_S = 4.0  # to open a stream, and for the answer
+PROBE_PATIENCE_S = 30.0  # to open a stream, and for the answer; both have limits of their own
+PROBE_SHARE = 0.5  # of the patience for the API server, which the pod is behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,8 @@ class Router:
         self._choices: WeakKeyDictionary[PodStreams, Choices] = WeakKeyDictionary()
         self._probed: dict[tuple[str, int], tuple[bool, float]] = {}
         self._probes: SingleFlight[tuple[str, int], bool | None] = SingleFlight(
-            patience_s=PROBE_PATIENCE_S, out_of_patience=lambda: Timeout("The pod was asked for HTTP/2 and is silent.")
+            patience_s=lambda: PROBE_PATIENCE_S,
+            out_of_patience=lambda _: Timeout("The pod was asked for HTTP/2 and is silent."),
         )
 
     def configure(self, settings: Settings) -> None:
@@ -232,8 +234,9 @@ class Router:
 
     async def _probe(self, destination: Destination) -> bool | None:
         upstream = await self.open(destination)
+        patience_s = max(http2_probe.PATIENCE_S, PROBE_SHARE * destination.session.access.reach.patience_s)
         try:
-            answer = await speaks_http2(upstream.reader, upstream.writer)
+            answer = await http2_probe.speaks_http2(upstream.reader, upstream.writer, patience_s=patience_s)
         except OSError as e:
             if error := error_of(e):
                 raise error from e
