@@ -172,6 +172,7 @@ class KubeTunnel:
             if isinstance(instance.mode, KubeMode)
             for host, port, *_ in instance.listen_addrs
         ]
+        await self.clusters.tell_mistakes()
         if not addresses:
             return
         commands: list[str] = []

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from kubetunnel.sim.cluster import SimCluster
+from kubetunnel.sim.rbac import Rule
+from tests.relay import Relay
 
 TIMEOUT_S = 30.0
 
@@ -80,6 +82,46 @@ async def test_refusals_are_one_line_with_a_command(sim: SimCluster, tmp_path: P
     status, errors = await run(sim.kubeconfig(tmp_path / "kubeconfig"), "svc/ecko", "80")
     assert status == 1
     assert re.fullmatch(r"kube-tunnel forward: .*no Service ecko.* See: kubectl .*get svc\n", errors), errors
+
+
+async def test_a_right_to_forward_that_is_missing_is_told_at_once(sim: SimCluster, tmp_path: Path) -> None:
+    reading = [Rule(["get", "list", "watch"], ["services", "endpointslices", "pods"], ["demo"])]
+    sim.user("jane", reading)
+    status, errors = await run(sim.kubeconfig(tmp_path / "kubeconfig", user="jane"), "svc/echo", ":80", "-n", "demo")
+    assert status == 1
+    assert "The right to create pods/portforward in namespace demo is missing." in errors
+    assert re.search(r"See: kubectl .*auth can-i create pods --subresource=portforward -n demo\n", errors), errors
+
+
+async def test_a_pod_that_cannot_be_reached_now_is_no_reason_not_to_listen(sim: SimCluster, tmp_path: Path) -> None:
+    sim.faults.set(None, dead_node=True)
+    process = await start(sim.kubeconfig(tmp_path / "kubeconfig"), "svc/pair", ":80", "-n", "demo")
+    assert process.stdout is not None and process.stderr is not None
+    async with asyncio.timeout(TIMEOUT_S):
+        assert b"Forwarding from" in await process.stdout.readline()
+        told = b""
+        while b"a connection would fail now" not in told:
+            told += await process.stderr.readline()
+        process.terminate()
+        await process.communicate()
+
+
+async def test_a_watch_that_broke_and_is_back_is_told_of(sim: SimCluster, tmp_path: Path) -> None:
+    async with Relay("127.0.0.1", sim.port) as relay:
+        kubeconfig = relay.kubeconfig(sim.kubeconfig(tmp_path / "kubeconfig"))
+        process = await start(kubeconfig, "svc/echo", ":80", "-n", "demo")
+        assert process.stdout is not None and process.stderr is not None
+        async with asyncio.timeout(TIMEOUT_S):
+            await process.stdout.readline()
+            await relay.stop()
+            told = ""
+            while " broke: " not in told:
+                told += (await process.stderr.readline()).decode()
+            await relay.listen()
+            while "The watch on services demo/echo is back" not in told:
+                told += (await process.stderr.readline()).decode()
+            process.terminate()
+            await process.communicate()
 
 
 @pytest.mark.parametrize("arguments", [["svc/echo"], ["cm/echo", "80"], ["svc/echo", "80:80:80"]])

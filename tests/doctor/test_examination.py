@@ -114,7 +114,7 @@ async def test_a_silent_api_server(tmp_path: Path, sim: SimCluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         kubeconfig.write_text(kubeconfig.read_text().replace(f":{sim.port}", f":{port}"))
-        async with asyncio.timeout(6):
+        async with asyncio.timeout(15):
             found = await examined(kubeconfig, tmp_path)
     assert found["API server"].level is Level.FAIL
     assert "no answer within" in found["API server"].found

@@ -211,6 +211,20 @@ async def test_a_defect_of_ours_is_told_and_not_waited_for(
     tunnel.lines[:] = [line.replace("Traceback", "expected") for line in tunnel.lines]
 
 
+async def test_a_zone_whose_context_does_not_exist_is_told_of_at_the_start(
+    sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = sim.kubeconfig(tmp_path / "kubeconfig", context="here")
+    options = ("--set", "kube_zones=same.local=here", "--set", "kube_zones=gone.local=no-such-context")
+    tunnel = await start_tunnel(path, options=options)
+    async with asyncio.timeout(20):
+        while "names in gone.local will be refused" not in tunnel.log:  # noqa: ASYNC110 - a log has no event
+            await asyncio.sleep(0.05)
+    (line,) = [line for line in tunnel.lines if "will be refused" in line]
+    assert "no-such-context" in line
+    assert "names in same.local" not in tunnel.log
+
+
 async def test_another_zone_is_another_cluster(sim: SimCluster, clusters: Clusters, tmp_path: Path) -> None:
     async with SimCluster() as production:
         here_too = yaml.safe_load(sim.kubeconfig(tmp_path / "here").read_text())

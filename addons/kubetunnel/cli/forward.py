@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from kubetunnel.forward_specs import ForwardSpec
 
 
+# who is warned of a broken watch, or waits for a plugin, is to hear when that is over
+_TELL_OF_ENDS = ("kubetunnel.cluster.reflector", "kubetunnel.cluster.credentials")
+
+
 @click.command("forward", short_help="Listen on local ports for a Service, a Pod or a Deployment.")
 @click.argument("target", metavar="KIND/NAME")
 @click.argument("ports", metavar="[LOCAL:]PORT...", nargs=-1, required=True)
@@ -49,6 +53,8 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in _TELL_OF_ENDS:
+        logging.getLogger(name).setLevel(logging.INFO)
     cluster = ClusterSettings(kubeconfig=kubeconfig, context=context, namespace=namespace)
     sys.exit(asyncio.run(_forward(cluster, spec, addresses)))
 

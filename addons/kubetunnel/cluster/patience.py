@@ -20,6 +20,8 @@ async def first_done[T: asyncio.Future[Any]](
         obtaining: the run that obtains credentials now, if there is one. After its end the patience begins anew.
     """
     waiting = set(futures)
+    if at_once := {future for future in waiting if future.done()}:
+        return at_once  # without a turn of the event loop
     while True:
         done, _ = await asyncio.wait(waiting, timeout=max(0.0, patience_s), return_when=asyncio.FIRST_COMPLETED)
         run = obtaining()

@@ -49,6 +49,7 @@ from netsetup.state import State
 logger = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 8.0  # of a group of checks; each of their waits is shorter
+CONNECT_TIMEOUT_S = 5.0  # enough for a slow link, and a person is waiting
 PLUGIN_PATIENCE_S = 6.0  # a login may need a moment, and nobody's request waits here
 CONCURRENT_REVIEWS = 4
 WHOAMI = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
@@ -146,6 +147,7 @@ async def _cluster(choice: Choice) -> list[Verdict]:
             kubeconfig=choice.kubeconfig,
             context=choice.context,
             namespace=choice.namespace,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
             plugin_patience_s=PLUGIN_PATIENCE_S,
         )
     except KubeTunnelError as e:

@@ -93,6 +93,9 @@ class DirectConnections:
         )
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
+    async def warm_up(self, target: PodPort) -> None:
+        """Nothing can be done: a connection is its pod's at once, and no right is needed for it."""
+
     def open_streams(self, namespace: str, pod: str) -> int:
         """Connections to the pod that are open now."""
         found = self._pods.get((namespace, pod))

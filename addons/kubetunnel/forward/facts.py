@@ -74,8 +74,11 @@ class ForwardBooks:
         """The forward is in this state; a line is logged where it was in another."""
         if state == self.state:
             return
+        was_broken = self.state == "broken"
         self.state, self.reason, self.since = state, reason, time.time()
-        level = logging.DEBUG if state == "opening" else logging.WARNING if state == "broken" else logging.INFO
+        # who was warned is to hear of the end, too
+        warned = state == "broken" or (was_broken and state == "ready")
+        level = logging.DEBUG if state == "opening" else logging.WARNING if warned else logging.INFO
         logger.log(level, "%s %s: %s", self, state, reason.rstrip("."))
 
     def dialling(self) -> None:

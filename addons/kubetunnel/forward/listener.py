@@ -18,7 +18,15 @@ from kubetunnel.cluster.workloads import ObjectRef, Reachable, Workloads
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.endpoints import Target, choose_target
-from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, PodGone, UpstreamProtocol, UpstreamReset
+from kubetunnel.core.errors import (
+    ConnectionRefused,
+    Forbidden,
+    KubeTunnelError,
+    PodGone,
+    Unauthenticated,
+    UpstreamProtocol,
+    UpstreamReset,
+)
 from kubetunnel.core.first_bytes import Protocol
 from kubetunnel.forward.answered import AnsweredPorts
 from kubetunnel.forward.departed import ClientSockets
@@ -100,10 +108,13 @@ class LocalListener:
 
         Raises:
             OSError: the local port that was asked for is taken, or not ours to take.
-            KubeTunnelError: as `Workloads.reachable`.
+            KubeTunnelError: as `Workloads.reachable`; Forbidden where the right to forward is missing.
         """
         if check or not self.port:
-            self.port = (await self._workloads.reachable(self.ref, self.pair.remote)).port
+            reachable = await self._workloads.reachable(self.ref, self.pair.remote)
+            self.port = reachable.port
+            if check:
+                await self._check_right(reachable)
         wanted = self.port if self.pair.local is None else self.pair.local
         sockets = bind(self._hosts, wanted, or_free=self.pair.local is None)
         loop = asyncio.get_running_loop()
@@ -123,6 +134,15 @@ class LocalListener:
             logger.info("%s: requested %s -> %s", self, wanted or "any port", _shown(host, port))
         for host in {host for host, _ in self.addresses if host not in LOOPBACK and not host.startswith("127.")}:
             logger.warning("%s: %s is open to other machines, with your rights in the cluster.", self, host)
+
+    async def _check_right(self, reachable: Reachable) -> None:
+        """A right that is missing is told of now; what else fails with this pod may do with others, or later."""
+        try:
+            await self._forwards.warm_up(self._rng.choice(reachable.targets).pod_port)
+        except (Forbidden, Unauthenticated):
+            raise
+        except KubeTunnelError as error:
+            logger.warning("%s: a connection would fail now: %s", self, error)
 
     async def aclose(self, *, drain_s: float = DRAIN_S) -> None:
         """Take no more connections, and end those that are there after `drain_s`."""

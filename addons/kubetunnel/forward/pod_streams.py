@@ -25,6 +25,10 @@ class PodStreams(Protocol):
         """`open` with asyncio's streams."""
         ...
 
+    async def warm_up(self, target: PodPort) -> None:
+        """Do what can be done for a stream before it is opened; raises as `open` where none could be."""
+        ...
+
     def open_streams(self, namespace: str, pod: str) -> int:
         """Streams to the pod that are open now."""
         ...

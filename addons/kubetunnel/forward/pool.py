@@ -91,13 +91,8 @@ class PortForwards:
             DialTimeout: a Timeout that is the endpoint's; another one may be tried.
             PodGone: the pod is there no more.
         """
-        if self._closed:
-            raise ClusterUnreachable(f"The session to {self._access.server} was closed: its settings changed.")
-        self._access.suspicion.look()
-        pod = self._pod(target.namespace, target.pod)
-        patience_s = self._access.reach.patience_s if self._open_timeout_s is None else self._open_timeout_s
-        if pod.policy.overdue:
-            patience_s *= OVERDUE_SHARE
+        pod = self._pod_to_open(target)
+        patience_s = self._patience_s(pod)
         try:
             give_up_at = asyncio.get_running_loop().time() + patience_s
             for attempt in itertools.count(1):
@@ -118,6 +113,25 @@ class PortForwards:
         except TimeoutError as error:
             raise DialTimeout(f"No port-forward to {target} within {patience_s:.3g} s.") from error
         raise AssertionError("unreachable")
+
+    async def warm_up(self, target: PodPort) -> None:
+        """See to it that an upstream is open, for whoever opens a stream next. Raises as `open`."""
+        pod = self._pod_to_open(target)
+        patience_s = self._patience_s(pod)
+        try:
+            pod.release(await pod.acquire(target, asyncio.get_running_loop().time() + patience_s, shared=False))
+        except TimeoutError as error:
+            raise DialTimeout(f"No port-forward to {target} within {patience_s:.3g} s.") from error
+
+    def _pod_to_open(self, target: PodPort) -> PodForward:
+        if self._closed:
+            raise ClusterUnreachable(f"The session to {self._access.server} was closed: its settings changed.")
+        self._access.suspicion.look()
+        return self._pod(target.namespace, target.pod)
+
+    def _patience_s(self, pod: PodForward) -> float:
+        patience_s = self._access.reach.patience_s if self._open_timeout_s is None else self._open_timeout_s
+        return OVERDUE_SHARE * patience_s if pod.policy.overdue else patience_s
 
     async def open_connection(
         self, target: PodPort, *, shared: bool = False

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from kubetunnel.cluster.access import ClusterAccess, load_access
 from kubetunnel.cluster.discovery import Discovery
+from kubetunnel.cluster.kubeconfig import read_kubeconfig
 from kubetunnel.core.catalog import ServiceState
-from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError
+from kubetunnel.core.errors import ClusterUnreachable, KubeconfigError, KubeTunnelError
 from kubetunnel.core.settings import ClusterSettings, Settings
 from kubetunnel.demo import Demo
 from kubetunnel.forward.direct import DirectConnections
@@ -98,6 +99,22 @@ class Cluster:
                     await access.aclose()
             return self._session
 
+    async def mistake(self) -> KubeconfigError | None:
+        """What is wrong with the kubeconfig or the context; nobody is asked, and no plugin run."""
+        if self._demo is not None:
+            return None
+        settings = self._settings
+        try:
+            await asyncio.to_thread(
+                read_kubeconfig,
+                kubeconfig=settings.kubeconfig,
+                context=settings.context,
+                namespace=settings.namespace,
+            )
+        except KubeconfigError as e:
+            return e
+        return None
+
     async def _load(self) -> ClusterAccess:
         settings = self._settings
         try:
@@ -176,6 +193,13 @@ class Clusters:
             task = asyncio.get_running_loop().create_task(cluster.aclose(), name="cluster of a former zone")
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+    async def tell_mistakes(self) -> None:
+        """A warning for each zone whose context cannot be used; the first cluster's is told when it is opened."""
+        for zone, cluster in list(self._clusters.items())[1:]:
+            mistake = await cluster.mistake()
+            if mistake is not None and cluster is self._clusters.get(zone):
+                logger.warning("zones: names in %s will be refused: %s", zone, mistake)
 
     async def aclose(self) -> None:
         """Ends all of them, for good."""
