@@ -157,6 +157,11 @@ def status(state: Path, as_json: bool) -> None:
             click.echo(f"CONFLICT {conflict}")
         if not found.record.complete:
             click.echo(f"`up` or `down` was ended before its end. What undoes the rest: {as_root('netsetup', 'down')}")
+        elif found.record.temporary:
+            click.echo(
+                "It is to end with the kube-tunnel --virtual that has made it. Where that was killed, what undoes it: "
+                f"{as_root('netsetup', 'down')}"
+            )
         elif not found.whole:
             click.echo(f"What mends it, with the same options: {as_root('netsetup', 'up')}")
     if not found.whole:

@@ -237,7 +237,7 @@ def differing(has: Wanted, wanted: Wanted) -> list[str]:
     """What a tunnel that wants this would miss where the other was made. But for ports, a default is no wish."""
     plain = Wanted()
     differences = [
-        f"{what} {_words(getattr(has, name))}, not {_words(getattr(wanted, name))}"
+        f"{what} {_words(name, getattr(has, name))}, not {_words(name, getattr(wanted, name))}"
         for name, what in _WISHES.items()
         if getattr(wanted, name) != getattr(has, name)
         and (name in ("port", "dns_port") or getattr(wanted, name) != getattr(plain, name))
@@ -249,15 +249,16 @@ def differing(has: Wanted, wanted: Wanted) -> list[str]:
 _WISHES = {
     "port": "the tunnel's port is", "dns_port": "the DNS server's port is", "dns_ip": "the DNS address is",
     "proxy_ip": "the proxy's address is", "ip_ranges": "the ranges are", "dns_link": "the DNS link is",
-    "proxy_link": "the proxy's link is",
-    "search": "the Namespace of short names is",
+    "proxy_link": "the proxy's link is", "search": "the Namespace that is searched is",
 }  # fmt: skip
 
 
-def _words(value: object) -> str:
+def _words(name: str, value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
-    return "chosen by itself" if value is None else str(value)
+    if value is None:
+        return "none" if name == "search" else "chosen by itself"
+    return str(value)
 
 
 def _unfailing(tell: Tell) -> Tell:

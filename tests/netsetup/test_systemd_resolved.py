@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_virtual import Started
 from tests.netsetup import office_dns
 from tests.netsetup.private_network import Machine, machine
 from tests.netsetup.resolver_daemons import BUS, RESOLVED, Daemons, daemons, why_not_with
@@ -151,3 +152,26 @@ def test_a_search_list(own: Machine) -> None:
     own.netsetup("down")
     assert own.facts() == before
     assert "cluster.local" not in own.run("resolvectl", "status").stdout
+
+
+def test_the_tunnel_itself(own: Machine, tmp_path: Path) -> None:
+    before = own.facts()
+    own.environ |= {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    own.environ.pop("SUDO_USER", None)
+    tunnel = Started(own, "--demo", "--virtual", "--search", "demo")
+    try:
+        tunnel.wait_for("Try:")
+        for name in ("echo.demo.svc.cluster.local", "echo", "echo.demo.svc"):
+            assert own.run("curl", "-sS", "-m", "20", f"http://{name}/hostname").stdout.startswith("echo-")
+        (address,) = dug(own, "echo.demo.svc.cluster.local").split()
+        assert own.run("getent", "ahostsv4", "echo.demo").stdout.startswith(f"{address} ")
+        assert dug(own, "-x", address) == "echo.demo.svc.cluster.local.\n"
+        assert dug(own, "-x", "10.8.0.1") == "ns.dns.cluster.local.\n"
+        assert dug(own, "-x", "10.8.0.2") == "kube-tunnel.internal.\n"
+        assert dug(own, "ns.dns.cluster.local") == "10.8.0.1\n"
+        assert "NXDOMAIN" in own.run("dig", "nope.demo.svc.cluster.local").stdout
+        assert dug(own, office_dns.KNOWN) == f"{office_dns.ADDRESS}\n"
+    finally:
+        status = tunnel.end()
+    assert status == 0
+    assert own.facts() == before

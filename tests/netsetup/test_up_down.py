@@ -547,7 +547,7 @@ def test_two_instances(own: Machine) -> None:
             refused = own.netsetup(command, check=False)
             assert refused.returncode == 1
             assert "Another netsetup" in refused.stderr
-        own.netsetup("status")
+        assert "Where that was killed, what undoes it: sudo " in own.netsetup("status").stdout
         first.communicate("end\n")
     assert own.facts() == before
 
