@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,9 +42,8 @@ def find_resolver(*, macos: bool = False) -> FoundResolver:
             return FoundResolver("systemd-resolved", behind, real, content, bypass=past)
     if _network_manager_runs_dnsmasq():
         return _with_files(FoundResolver("NetworkManager", servers, real, content), str(Path(DNSMASQ_FILE).parent))
-    at_once = str(sysconfig.get_config_var("HOST_GNU_TYPE")).endswith("musl")
     domain = socket.gethostname().partition(".")[2]
-    return FoundResolver("resolv.conf", servers, real, content, domain=domain, asks_all_at_once=at_once)
+    return FoundResolver("resolv.conf", servers, real, content, domain=domain, asks_all_at_once=_is_musl())
 
 
 def set_link_resolver(step: SetLinkResolver) -> None:
@@ -197,6 +195,14 @@ def _network_manager_runs() -> bool:
         return run(("nmcli", "-t", "-f", "RUNNING", "general")).strip() == "running"
     except StepError:
         return False  # installed, and not in use
+
+
+def _is_musl() -> bool:
+    """Whether the C library is another one than glibc, which alone knows this name of confstr(3)."""
+    try:
+        return not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (ValueError, OSError):
+        return True
 
 
 def _link_exists(name: str) -> bool:
