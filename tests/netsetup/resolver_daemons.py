@@ -18,6 +18,7 @@ UNPACKED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "kube-
 RESOLVED, BUS, NETWORK_MANAGER, DNSMASQ = (
     "/usr/lib/systemd/systemd-resolved", "/usr/bin/dbus-daemon", "/usr/sbin/NetworkManager", "/usr/sbin/dnsmasq",
 )  # fmt: skip
+LAY_OVER = ("mount", "-t", "overlay", "none", "-o", f"lowerdir={UNPACKED}/usr:/usr", "/usr")
 START_LIMIT_S = 20
 # whoever is in there may do all
 BUS_SETTINGS = """<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen>
@@ -31,7 +32,12 @@ def why_not_with(*programs: str) -> str | None:
     if (why := why_not()) is not None:
         return why
     missing = [program for program in programs if not Path(program).exists() and not _unpacked(program).exists()]
-    return f"no {', '.join(missing)} (see .ci/unpack-resolvers)" if missing else None
+    if missing:
+        return f"no {', '.join(missing)} (see .ci/unpack-resolvers)"
+    if all(Path(program).exists() for program in programs):
+        return None
+    tried = subprocess.run(["unshare", "--mount", *LAY_OVER], capture_output=True, text=True, check=False)
+    return f"nothing can be laid over /usr here: {tried.stderr.strip()}" if tried.returncode else None
 
 
 def _unpacked(program: str) -> Path:
@@ -102,8 +108,8 @@ def _kill_what_they_started(own: Machine) -> None:
 
 @contextmanager
 def daemons(own: Machine) -> Iterator[Daemons]:
-    if not Path(RESOLVED).exists() or not Path(NETWORK_MANAGER).exists():
-        own.run("mount", "-t", "overlay", "none", "-o", f"lowerdir={UNPACKED}/usr:/usr", "/usr")
+    if UNPACKED.exists():
+        own.run(*LAY_OVER)
     with ExitStack() as running:
         running.callback(_kill_what_they_started, own)
         started = Daemons(own, running)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from tests.cli.test_virtual import Started
 from tests.netsetup import office_dns
 from tests.netsetup.private_network import Machine, machine
 from tests.netsetup.resolver_daemons import BUS, RESOLVED, Daemons, daemons, why_not_with
-from tests.netsetup.test_up_down import STAND_IN
+from tests.netsetup.test_up_down import KILLED_AT, STAND_IN, STEPS
 
 WHY_NOT = why_not_with(RESOLVED, BUS)
 MISSING = [name for name in ("dig", "curl") if shutil.which(name) is None]
@@ -128,6 +129,18 @@ def test_a_link_past_resolved_leads_to_it_as_long_as_we_are_up(own: Machine) -> 
     assert "MISSING  link /etc/resolv.conf" in own.netsetup("status", check=False).stdout
     own.netsetup("down")
     assert own.facts() == before
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("at", [STEPS - 1, STEPS])
+def test_killed_where_resolved_is_told(own: Machine, at: int, moment: str) -> None:
+    lead_to(own, "resolv.conf")
+    before, told = own.facts(), own.run("resolvectl", "status").stdout
+    killed = own.python(KILLED_AT, "apply", str(at), moment, "up", check=False)
+    assert killed.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    own.netsetup("down")
+    assert own.facts() == before
+    assert own.run("resolvectl", "status").stdout == told
 
 
 def test_a_link_past_a_resolved_without_a_stub(own: Machine, running: Daemons) -> None:
