@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kubetunnel.cluster.workloads import Kind, ObjectRef
-from kubetunnel.forward.listener import PortPair
+from kubetunnel.core.local_forward import Kind, ObjectRef, PortPair
 from kubetunnel.forward_specs import ForwardSpec, parse_addresses, parse_entry, parse_forward, parse_pair
 
 

@@ -11,8 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kubetunnel.cluster.workloads import Kind, ObjectRef
-from kubetunnel.forward.listener import PortPair
+from kubetunnel.core.local_forward import Kind, ObjectRef, PortPair
 from kubetunnel.forward.local_sockets import LOOPBACK
 
 # kubectl's names of each kind: singular, plural, short

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from kubetunnel.cluster.workloads import ObjectRef, Workloads
+from kubetunnel.cluster.workloads import Workloads
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.local_forward import ObjectRef, PortPair
 from kubetunnel.core.settings import RetrySettings
-from kubetunnel.forward.listener import DRAIN_S, LocalForwards, LocalListener, PortPair
+from kubetunnel.forward.listener import DRAIN_S, LocalForwards, LocalListener
 from kubetunnel.forward_specs import ForwardSpec, parse_entry, parse_forward
 from kubetunnel.proxy.clusters import Clusters, Session
 

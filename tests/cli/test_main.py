@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -135,3 +137,18 @@ def test_every_subcommand_is_there_and_says_what_it_does(runner: CliRunner) -> N
 def test_as_a_module() -> None:
     command = [sys.executable, "-m", "kubetunnel", "addon-path"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{ADDON}\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        ("kubetunnel.cli.main", {"aiohttp", "asyncio", "cryptography", "mitmproxy", "msgspec"}),  # kube-tunnel --help
+        ("kubetunnel.app", {"aiohttp", "grpc", "kubernetes", "pyroute2"}),  # until there is a cluster to ask
+    ],
+)
+def test_a_start_imports_only_what_it_needs(module: str, late: set[str]) -> None:
+    """Each of these takes a tenth of a second and more; a start is not to wait for it."""
+    program = f"import {module}, sys, json; print(json.dumps(sorted(name for name in sys.modules if '.' not in name)))"
+    environment = {**os.environ, "PYTHONPATH": str(ADDON.parent)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert late & set(json.loads(done.stdout)) == set()

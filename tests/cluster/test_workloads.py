@@ -10,8 +10,9 @@ import pytest
 from kubetunnel.cluster.access import load_access
 from kubetunnel.cluster.decode import Metadata, PodObject, PodStatus
 from kubetunnel.cluster.discovery import Discovery
-from kubetunnel.cluster.workloads import Kind, ObjectRef, Workloads, _Expression, _label_selector, _Selector
+from kubetunnel.cluster.workloads import Workloads, _Expression, _label_selector, _Selector
 from kubetunnel.core.errors import Forbidden, NoReadyEndpoints, NotForwardable, PortNotExposed, ServiceNotFound
+from kubetunnel.core.local_forward import Kind, ObjectRef
 from kubetunnel.sim.cluster import SimCluster
 
 

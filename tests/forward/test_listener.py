@@ -14,14 +14,15 @@ import pytest
 
 from kubetunnel.cluster.access import load_access
 from kubetunnel.cluster.discovery import Discovery
-from kubetunnel.cluster.workloads import Kind, ObjectRef, Reachable, Workloads
+from kubetunnel.cluster.workloads import Reachable, Workloads
 from kubetunnel.core.catalog import Endpoint
 from kubetunnel.core.endpoints import Target
 from kubetunnel.core.errors import NoReadyEndpoints, ServiceNotFound
+from kubetunnel.core.local_forward import Kind, ObjectRef, PortPair
 from kubetunnel.forward import spdy_upstream
 from kubetunnel.forward.departed import ClientSockets
 from kubetunnel.forward.direct import DirectConnections
-from kubetunnel.forward.listener import LocalForwards, LocalListener, PortPair
+from kubetunnel.forward.listener import LocalForwards, LocalListener
 from kubetunnel.forward.local_connection import LocalConnection
 from kubetunnel.forward.pool import PortForwards
 from kubetunnel.forward.stream import Bytes, ForwardStream

@@ -26,6 +26,10 @@ class NotKubernetesError(ClusterUnreachable):
     """What came back is none of the Kubernetes API's: a login page, a cut object, another server."""
 
 
+class CutError(ClusterUnreachable):
+    """The connection ended before the answer did: worth another try."""
+
+
 class Status(msgspec.Struct):
     """The `Status` that the API server explains a refusal with."""
 

@@ -11,17 +11,19 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import aiohttp
 import msgspec
 
 from kubetunnel.cluster.access import ClusterAccess
-from kubetunnel.cluster.answers import Answer, GoneError, NotKubernetesError, Status, refusal
+from kubetunnel.cluster.answers import Answer, CutError, GoneError, NotKubernetesError, Status, refusal
 from kubetunnel.cluster.decode import ApiObject, Named
-from kubetunnel.cluster.http_client import CutError, HttpClient
 from kubetunnel.cluster.resource import Query
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.errors import KubeTunnelError
+
+if TYPE_CHECKING:
+    import aiohttp
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ class ApiServer:
     ) -> None:
         self.access = access
         self.watch_restarts = 0
+        from kubetunnel.cluster.http_client import HttpClient  # late: it has aiohttp, a tenth of a second
+
         self._http = HttpClient(access, answer_timeout_s=answer_timeout_s)
         self._watch_timeout_s = watch_timeout_s
         self._watch_grace_s = watch_grace_s

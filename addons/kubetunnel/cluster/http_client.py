@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from kubetunnel.cluster.access import ClusterAccess
-from kubetunnel.cluster.answers import Answer, NotKubernetesError, retry_after_s
+from kubetunnel.cluster.answers import Answer, CutError, NotKubernetesError, retry_after_s
 from kubetunnel.cluster.connection import CLOSE_TIMEOUT_S
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout, Unauthenticated
 
@@ -28,10 +28,6 @@ KEEPALIVE_S = 5.0  # for a burst of requests; after it the connection may be dea
 MAX_ANSWER_BYTES = 64 << 20  # a page is 500 objects, mostly of a few KiB; etcd holds 1.5 MiB each at most
 
 _JSON = {"Accept": "application/json", "User-Agent": "kube-tunnel"}
-
-
-class CutError(ClusterUnreachable):
-    """The connection ended before the answer did: worth another try."""
 
 
 class _Connection(ResponseHandler):

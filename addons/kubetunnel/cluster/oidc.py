@@ -19,14 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import aiohttp
 import msgspec
 import yaml
 
 from kubetunnel.cluster.tls import client_context
 from kubetunnel.cluster.user import OidcProvider
 from kubetunnel.core.errors import Unauthenticated
+
+if TYPE_CHECKING:
+    import aiohttp
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,8 @@ async def refresh(provider: OidcProvider, *, timeout_s: float) -> OidcProvider:
     Raises:
         Unauthenticated: naming the issuer and what it answered.
     """
+    import aiohttp  # late: few have an issuer, and it takes a tenth of a second
+
     if not provider.refresh_token:
         raise Unauthenticated(
             f"The id token of {provider.issuer} has expired, and there is no refresh token: log in again."

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from kubetunnel.cluster import decode
 from kubetunnel.cluster.access import ClusterAccess
@@ -23,22 +22,10 @@ from kubetunnel.cluster.single_flight import SingleFlight
 from kubetunnel.core.catalog import Service, ServicePort
 from kubetunnel.core.endpoints import Target, targets
 from kubetunnel.core.errors import KubeTunnelError, NoReadyEndpoints, PortNotExposed, ServiceNotFound, Timeout
+from kubetunnel.core.local_forward import Kind, ObjectRef
 from kubetunnel.core.ports import PortRequest, choose_port, refuse_external_name
 
 MEMORY_S = 1.0  # a burst of connections costs one list
-
-
-class Kind(Enum):
-    """Kinds of objects; the value is the resource's name in kubectl's short notation, `deployment/api`."""
-
-    SERVICE = "service"
-    POD = "pod"
-    DEPLOYMENT = "deployment"
-    STATEFUL_SET = "statefulset"
-    REPLICA_SET = "replicaset"
-    DAEMON_SET = "daemonset"
-    JOB = "job"
-
 
 _WITH_SELECTOR = {
     Kind.DEPLOYMENT: Resource("deployments", group="apps"),
@@ -47,18 +34,6 @@ _WITH_SELECTOR = {
     Kind.DAEMON_SET: Resource("daemonsets", group="apps"),
     Kind.JOB: Resource("jobs", group="batch"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectRef:
-    """An object of a Namespace that a forward goes to."""
-
-    kind: Kind
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind.value}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

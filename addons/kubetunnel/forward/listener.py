@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from kubetunnel.cluster.workloads import ObjectRef, Reachable, Workloads
+from kubetunnel.cluster.workloads import Reachable, Workloads
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.endpoints import Target, choose_target
@@ -28,6 +28,7 @@ from kubetunnel.core.errors import (
     UpstreamReset,
 )
 from kubetunnel.core.first_bytes import Protocol
+from kubetunnel.core.local_forward import ObjectRef, PortPair
 from kubetunnel.forward.answered import AnsweredPorts
 from kubetunnel.forward.departed import ClientSockets
 from kubetunnel.forward.errors import DialTimeout
@@ -46,17 +47,6 @@ RETRY_DELAY_S = 0.1
 
 # concerns this endpoint alone: another one may do better
 _ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout, ConnectionRefused)
-
-
-@dataclass(frozen=True, slots=True)
-class PortPair:
-    """Of `8080:http`: the local port and the object's. `local` None: the same one, or a free one; 0: a free one."""
-
-    local: int | None
-    remote: int | str
-
-    def __str__(self) -> str:
-        return str(self.remote) if self.local is None else f"{self.local or ''}:{self.remote}"
 
 
 class LocalListener:

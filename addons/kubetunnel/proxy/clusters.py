@@ -10,6 +10,7 @@ import asyncio
 import logging
 import shlex
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 from kubetunnel.cluster.access import ClusterAccess, load_access
 from kubetunnel.cluster.discovery import Discovery
@@ -118,6 +119,7 @@ class Cluster:
     async def _load(self) -> ClusterAccess:
         settings = self._settings
         try:
+            await asyncio.to_thread(import_module, "kubetunnel.cluster.http_client")  # not while others wait for us
             kubeconfig = await self._demo.kubeconfig() if self._demo else settings.kubeconfig
             access = await load_access(kubeconfig=kubeconfig, context=settings.context, namespace=settings.namespace)
         except KubeTunnelError as e:
