@@ -41,10 +41,11 @@ fmt: $(READY) ## formats the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY) ## what is made of the code: config.example.yaml, docs/settings.md, docs/api.md
+docs: $(READY) ## what is made of the code: config.example.yaml, docs/settings.md, docs/api.md, docs/commands.md
 	$(BIN)/kube-tunnel config --example > config.example.yaml
 	$(BIN)/kube-tunnel config --reference > docs/settings.md
 	$(BIN)/python scripts/api_docs.py > docs/api.md
+	$(BIN)/python scripts/command_docs.py > docs/commands.md
 
 dist: $(READY) ## the wheel and the sdist, into dist/
 	$(BIN)/hatchling build --clean --directory dist

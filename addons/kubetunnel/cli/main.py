@@ -180,11 +180,13 @@ main = _Commands(
     context_settings={"help_option_names": ["-h", "--help", "-help"], "max_content_width": 100},
     params=[
         *flag_options(),
-        click.Option(["program", "--web"], flag_value="mitmweb", help="mitmweb: inspect in a browser."),
-        click.Option(["program", "--tui"], flag_value="mitmproxy", help="mitmproxy: inspect in the terminal."),
+        click.Option(["program", "--web", "-web"], flag_value="mitmweb", help="mitmweb: inspect in a browser."),
+        click.Option(["program", "--tui", "-tui"], flag_value="mitmproxy", help="mitmproxy: inspect in the terminal."),
         click.Option(["verbose", "-v", "--verbose", "-verbose"], is_flag=True, help="Tell more."),
         click.Option(["quiet", "-q", "--quiet", "-quiet"], is_flag=True, help="Tell only what is wrong."),
-        click.Option(["assignments", "--set"], multiple=True, metavar="NAME=VALUE", help="An option of mitmproxy."),
+        click.Option(
+            ["assignments", "--set", "-set"], multiple=True, metavar="NAME=VALUE", help="An option of mitmproxy."
+        ),
     ],
 )
 main = click.version_option(__version__, "--version", "-version", prog_name="kube-tunnel")(main)

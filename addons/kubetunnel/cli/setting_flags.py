@@ -121,7 +121,9 @@ def _option(setting: Setting) -> click.Option:
         return click.Option(
             [_name(setting), f"{flag}/--no-{name}", f"-{name}/-no-{name}"], default=None, help=setting.doc
         )
-    metavar = {"number": "N", "duration": "DURATION"}.get(setting.kind, "TEXT")
+    metavar = {"number": "N", "duration": "DURATION"}.get(
+        setting.kind, "|".join(filter(None, setting.choices)) or "TEXT"
+    )
     return click.Option(
         [_name(setting), *([setting.short] if setting.short else []), flag, f"-{name}"],
         default=None,

@@ -215,7 +215,7 @@ class DnsSettings:
         form="address",
     )  # fmt: skip
     port: int = _setting(
-        5353, "Its port, 0 for a free one.", env="KTUN_DNS_PORT", flag="--dns-port", least=0, most=65535
+        5353, "Port of the DNS server, 0 for a free one.", env="KTUN_DNS_PORT", flag="--dns-port", least=0, most=65535
     )
     tcp: bool = _setting(True, "Answer over TCP too.", env="KTUN_DNS_TCP", flag="--dns-tcp")
     answer: str = _setting(
@@ -230,10 +230,10 @@ class DnsInterfaceSettings:
     """The interface with the address of the DNS server (netsetup)."""
 
     ip: str | None = _setting(
-        None, "Its address; none: the first of the first free range, 10.8.0.1.", env="KTUN_VIRTUAL_IP",
-        flag="--virtual-ip", takes="an IP address", form="address", live=False,
+        None, "Address of the DNS server's interface; none: the first of the first free range, 10.8.0.1.",
+        env="KTUN_VIRTUAL_IP", flag="--virtual-ip", takes="an IP address", form="address", live=False,
     )  # fmt: skip
-    name: str = _setting("kube-dns0", "Its name.", env="KTUN_VIRTUAL_NAME", live=False)
+    name: str = _setting("kube-dns0", "Name of the DNS server's interface.", env="KTUN_VIRTUAL_NAME", live=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +241,10 @@ class ProxyInterfaceSettings:
     """The interface that the virtual IPs are routed to (netsetup)."""
 
     ip: str | None = _setting(
-        None, "Its address; none: the second of the first free range, 10.8.0.2.", env="KTUN_PF_VIRTUAL_IP",
-        takes="an IP address", form="address", live=False,
+        None, "Address of the proxy's interface; none: the second of the first free range, 10.8.0.2.",
+        env="KTUN_PF_VIRTUAL_IP", takes="an IP address", form="address", live=False,
     )  # fmt: skip
-    name: str = _setting("kube-proxy0", "Its name.", env="KTUN_PF_VIRTUAL_NAME", live=False)
+    name: str = _setting("kube-proxy0", "Name of the proxy's interface.", env="KTUN_PF_VIRTUAL_NAME", live=False)
 
 
 @dataclass(frozen=True, slots=True)
