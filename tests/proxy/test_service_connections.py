@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mitmproxy.connection import ConnectionState, Server
 
 from kubetunnel.core.settings import PoolSettings
 from kubetunnel.proxy.service_connections import NoRoom, ServiceConnections
+from kubetunnel.sim.cluster import SimCluster
+from tests.proxy.loopback import connect
+from tests.tunnel import Answer, Tunnel
 
 API, WEB = "api.shop.svc.cluster.local", "web.shop.svc.cluster.local"
 LONG_S = 60.0
@@ -85,7 +92,7 @@ async def test_who_comes_too_many_waits_for_one_that_ends() -> None:
 async def test_nobody_waits_for_ever() -> None:
     connections = ServiceConnections(lambda: limits(max_connections_per_service=1))
     async with connections.room(API, LONG_S):
-        with pytest.raises(NoRoom, match=r"api\.shop.* has 1 connections, as many as pool\.max_conn"):
+        with pytest.raises(NoRoom, match=r"as many connections to api\.shop.* allows, 1,"):
             async with connections.room(API, 0.01):
                 pass
         assert connections._open[API] == 1
@@ -123,3 +130,37 @@ async def test_what_gets_free_while_somebody_waits_is_not_kept() -> None:
         assert kept.closed == [0]
     await waiting
     assert kept.connections._open[API] == 1
+
+
+# through the tunnel
+
+
+def keep_alive(tunnel: Tunnel, path: str) -> socket.socket:
+    """A client that asks, has the head of its answer, and stays."""
+    client = connect(tunnel.port)
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: echo.demo\r\n\r\n".encode())
+    assert client.recv(4096).startswith(b"HTTP/1.1 200")
+    return client
+
+
+async def test_one_client_too_many_is_told_so_and_idle_ones_make_room(
+    sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = ["--set", "kube_pool_max_connections_per_service=1", "--set", "kube_response_header_timeout=1s"]
+    tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
+
+    def ask() -> tuple[Answer, Answer]:
+        with keep_alive(tunnel, "/hostname"):  # whose connection to the pod is kept, for nobody
+            first = tunnel.get("echo.demo")
+        with keep_alive(tunnel, "/stream?n=1000&interval=1"):
+            return first, tunnel.get("echo.demo")
+
+    idle, busy = await asyncio.to_thread(ask)
+    assert idle.status == 200
+    assert (busy.status, busy.reason) == (504, "Timeout")
+    assert (
+        "as many connections to echo.demo.svc.cluster.local as pool.max_connections_per_service allows, 1, "
+        in busy.json["detail"]
+    )
+    again = await asyncio.to_thread(tunnel.get, "echo.demo", timeout_s=20)
+    assert again.status == 200, "the client that streamed has left"

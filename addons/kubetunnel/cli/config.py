@@ -59,5 +59,7 @@ def _print_settings(chosen: str, *, as_json: bool) -> None:
 
 def _shown(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(value)
+        return ", ".join(value) or "-"
+    if value in (None, ""):
+        return "-"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -40,7 +40,8 @@ class ServiceConnections:
         self._open: Counter[str] = Counter()
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._known: dict[Connection, _Known] = {}
-        self._idle: dict[Connection, None] = {}  # the longest unused first
+        self._idle: dict[Connection, str] = {}  # the longest unused first; of which Service
+        self._idle_of: Counter[str] = Counter()
 
     @asynccontextmanager
     async def room(self, service: str, wait_s: float) -> AsyncIterator[None]:
@@ -70,8 +71,8 @@ class ServiceConnections:
                 waiting.remove(room)
             if isinstance(e, TimeoutError):
                 raise NoRoom(
-                    f"{service} has {limit} connections, as many as pool.max_connections_per_service allows, and none "
-                    f"of them ended in {wait_s:g} s.",
+                    f"There are as many connections to {service} as pool.max_connections_per_service allows, {limit}, "
+                    f"and none of them ended in {wait_s:g} s.",
                     command=f"KTUN_MAX_CONNS_HOST={2 * limit} kube-tunnel",
                 ) from None
             raise
@@ -104,33 +105,35 @@ class ServiceConnections:
     def closed(self, connection: Connection) -> None:
         """It is not any more."""
         self._known.pop(connection, None)
-        self._idle.pop(connection, None)
+        self.used(connection)
 
     def used(self, connection: Connection) -> None:
         """It serves somebody."""
-        self._idle.pop(connection, None)
+        if (service := self._idle.pop(connection, None)) is not None:
+            self._idle_of[service] -= 1
+            if not self._idle_of[service]:
+                del self._idle_of[service]
 
     def idle(self, connection: Connection) -> None:
         """It serves nobody. Closes what is kept too much."""
         known = self._known.get(connection)
         if known is None:
             return
-        self._idle.pop(connection, None)
-        self._idle[connection] = None
         limits, service = self._limits(), known.service
-        of_service = sum(self._known[each].service == service for each in self._idle)
-        if self._waiting.get(service) or of_service > limits.max_idle_per_service:
+        self.used(connection)
+        self._idle[connection] = service
+        self._idle_of[service] += 1
+        if self._waiting.get(service) or self._idle_of[service] > limits.max_idle_per_service:
             self._close_oldest(service)
         while len(self._idle) > limits.max_idle:
             self._close(next(iter(self._idle)))
 
     def _close_oldest(self, service: str) -> None:
-        for connection in self._idle:
-            if self._known[connection].service == service:
-                self._close(connection)
-                return
+        oldest = next((connection for connection, its in self._idle.items() if its == service), None)
+        if oldest is not None:
+            self._close(oldest)
 
     def _close(self, connection: Connection) -> None:
-        del self._idle[connection]
+        self.used(connection)
         connection.state &= ~ConnectionState.CAN_WRITE  # its client takes it for none that it may still use
         self._known[connection].close()

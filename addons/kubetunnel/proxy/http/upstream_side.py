@@ -113,8 +113,8 @@ class UpstreamSide(HttpLayer):
                 self.pool.withdraw(oldest)
                 limit = self.policy.max_upstreams
                 error = Timeout(
-                    f"{origin.address[0]}:{origin.address[1]}: this client has {limit} connections in use, as many as "
-                    f"pool.max_connections_per_service allows, and none of them got free in {wait_s:g} s.",
+                    f"This client alone uses as many connections to {origin.address[0]}:{origin.address[1]} as "
+                    f"pool.max_connections_per_service allows, {limit}, and none of them got free in {wait_s:g} s.",
                     command=f"KTUN_MAX_CONNS_HOST={2 * limit} kube-tunnel",
                 )
                 yield from self._reply(oldest, error)
