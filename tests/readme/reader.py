@@ -27,9 +27,20 @@ START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 30.0
 STAND_INS = Path(__file__).parent / "stand_ins"
 # of a checkout: what the commands of the pages name
-CHECKOUT = ("addons", "netsetup", "scripts", "deploy", "Makefile", "pyproject.toml", "README.md", "LICENSE")
+CHECKOUT = (
+    "addons",
+    "netsetup",
+    "scripts",
+    "deploy",
+    "certs",
+    "monitoring",
+    "Makefile",
+    "pyproject.toml",
+    "Dockerfile",
+)
 CURLRC = "silent\nshow-error\nfail-with-body\nmax-time = 30\n"
-HOSTS = "127.0.0.1 localhost host.docker.internal\n"  # the second name as Docker Desktop has it
+# `host.docker.internal` as Docker Desktop has it; the gateway's Service
+HOSTS = "127.0.0.1 localhost host.docker.internal\n172.17.0.1 kube-tunnel.kube-tunnel\n"
 BRIDGE = "ip link add docker0 type bridge && ip address add 172.17.0.1/16 dev docker0 && ip link set docker0 up"
 SUITE = """\
 import unittest, urllib.request
@@ -152,6 +163,8 @@ def reader(work: Path) -> Iterator[Reader]:
         Path(home, "work", "integration", "test_api.py").write_text(SUITE)
         for name in CHECKOUT:
             Path(home, "work", name).symlink_to(ROOT / name)
+        Path(home, "work", ".venv").symlink_to(sys.prefix)
+        Path(home, "work", "config.yaml").write_text("retry: {max: 3}\n")
         Path(home, ".curlrc").write_text(CURLRC)
         shutil.copytree(STAND_INS, home / "stand_ins")
         (ours.etc / "hosts").write_text(HOSTS)

@@ -26,6 +26,7 @@ CONTEXTS = ("here", "production", "staging")
 SECURE = ("secure.shop", "secure.shop.svc.cluster.local")
 SERVICES = (
     ServiceSpec("shop", "api", (Port(80, "http", "http"),), {"app": "echo"}),
+    ServiceSpec("shop", "web", (Port(8080, "http", "http"),), {"app": "echo"}),
     ServiceSpec("shop", "grpc", (Port(50051, "grpc", "grpc"),), {"app": "echo"}),
 )
 

@@ -20,7 +20,12 @@ from tests.readme.reader import Reader, reader
 from tests.readme.special import SPECIAL, Ends, Instead, Runs
 from tests.tunnel import ROOT
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+FOLDERS = ("deploy", "monitoring", "certs")
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / folder / "README.md" for folder in FOLDERS),
+)
 BLOCKS = [block for page in PAGES for block in blocks(str(page.relative_to(ROOT)), page.read_text())]
 COMMANDS = [command for block in BLOCKS if block.language == "sh" for command in commands(block)]
 TYPED = list(dict.fromkeys(command.page for command in COMMANDS))
@@ -29,7 +34,7 @@ CLIENTS = {"curl", "dig", "jq", "psql", "redis-cli"}
 # what is of no use without one: its port, or a name that the system's resolver has to know
 TO_A_TUNNEL = (
     r"(127\.0\.0\.1|localhost):8080|host\.docker\.internal"
-    r"|@(10|127)\.|^(curl|psql|redis-cli) .*\.cluster\.local|ip addr"
+    r"|@(10|127)\.|^(curl|grpcurl|psql|redis-cli) .*\.cluster\.local|ip addr"
 )
 
 needs_a_network = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
@@ -81,7 +86,7 @@ class Typist:
         assert isinstance(how, Runs)
         if not how.beside:
             self.reader.stop_tunnel()
-        program = self.reader.start(text)
+        program = self.reader.start(how.start or text)
         try:
             program.wait_for(how.ready)
             self.reader.eventually(how.try_this, how.says)
@@ -126,6 +131,11 @@ def test_special_commands_are_those_of_the_pages() -> None:
     assert unused == []
 
 
+def test_reasons_name_tests_that_are_there() -> None:
+    reasons = " ".join(how.reason for how in SPECIAL.values() if isinstance(how, Instead))
+    assert [name for name in re.findall(r"tests/\S+\.py", reasons) if not (ROOT / name).is_file()] == []
+
+
 def test_every_block_says_its_language() -> None:
     assert [f"{each.page}:{each.line}" for each in BLOCKS if each.language not in LANGUAGES] == []
 
@@ -143,7 +153,9 @@ def headings(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
-@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*/README.md")], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [*PAGES, *{*ROOT.glob("*/README.md")} - {*PAGES}], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if re.match(r"https?:", target):
