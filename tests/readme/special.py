@@ -80,7 +80,7 @@ SPECIAL: dict[str, Ends | Runs | Instead] = {
     r"(kube-tunnel run --isolate -- )?psql .*": Ends(ONE_ROW),
     r"redis-cli .* ping": Ends("PONG"),
     r"docker run .*|chromium .*": Ends('"pod"|api-'),
-    r"kube-tunnel services --demo": Ends(r"(?m)^echo\.demo "),
+    r"kube-tunnel services": Ends(r"(?m)^api\.shop "),
     r"kube-tunnel doctor": Ends("cluster", alone=True),
     r"kube-tunnel --version": Ends(r"kube-tunnel, version \d"),
     r"kube-tunnel ca": Ends("mitmproxy-ca-cert"),
