@@ -201,3 +201,19 @@ async def test_closing_in_the_middle_of_a_check_leaves_nothing(sim: SimCluster, 
         await found.health.aclose()
         assert time.monotonic() - started < 0.5
         assert not found.health._checking
+
+
+@pytest.mark.parametrize(("port", "state"), [(80, "healthy"), (9999, "unhealthy")])
+async def test_an_api_server_that_is_away_says_nothing_of_the_pods(tmp_path: Path, port: int, state: str) -> None:
+    async with SimCluster() as cluster, checked(cluster, tmp_path) as found:
+        await found.records(port, rounds=3)
+        await cluster.stop_api()
+        records = await found.records(port, rounds=5)
+        assert [record.state for record in records.values()] == [state, state]
+        # at most the one that was under way when the connection was cut
+        assert all(record.checks <= 4 for record in records.values()), records
+        await cluster.start_api()
+        async with asyncio.timeout(30):
+            while any(record.checks < 5 for record in records.values()):
+                records = await found.records(port)
+        assert [record.state for record in records.values()] == [state, state]

@@ -11,12 +11,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.endpoints import Target
-from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.errors import ClusterUnreachable, Forbidden, KubeTunnelError, Unauthenticated
 from kubetunnel.core.health import Check, Health, HealthRecord, Outcome
 from kubetunnel.core.names import ServiceName
 from kubetunnel.core.ports import PortRequest
@@ -33,6 +32,9 @@ logger = logging.getLogger(__name__)
 MAX_CHECKING = 16  # Services at a time
 FIRST_DELAY_S = 1.0  # from the first use
 _JITTER = 0.1
+
+# what says nothing of a pod: they may all be well while the API server is away
+_OF_THE_CLUSTER = (ClusterUnreachable, Forbidden, Unauthenticated)
 
 type PodKey = tuple[str, PodPort]  # zone, port
 
@@ -145,9 +147,13 @@ class HealthChecks:
                 check = self._check_of(key, port)
                 if check.kind == "none":
                     continue
-                # nothing is known of the pods while the cluster is away; NoReadyEndpoints says it all, too
-                with suppress(KubeTunnelError):
+                try:
                     checked |= await self._check_port(key, port, check)
+                except _OF_THE_CLUSTER as e:
+                    logger.debug("The pods of %s/%s cannot be checked: %s", key.namespace, key.service, e)
+                    return  # nothing new is known of the pods
+                except KubeTunnelError as e:
+                    logger.debug("%s/%s has no pods to check: %s", key.namespace, key.service, e)
         except Exception:
             logger.exception("Checking the health of %s/%s failed.", key.namespace, key.service)
             return
@@ -178,6 +184,8 @@ class HealthChecks:
         probed = Probed(check, str(destination.name), tls=destination.spoken.tls, http2=http2)
         try:
             reader, writer = await destination.session.forwards.open_connection(target.pod_port, shared=True)
+        except _OF_THE_CLUSTER:
+            raise
         except KubeTunnelError as e:
             return Outcome(False, e.detail)
         try:
