@@ -57,7 +57,10 @@ def test_health_by_each_kind_of_check(web: Web) -> None:
         9090: {("healthy", "SERVING")},
         REFUSED: {("unhealthy", f"Nothing listens on port {REFUSED}")},
     }
-    assert curl(f"{web.url}/api/v1/services/cluster.local/demo/echo").json["health"] == "degraded"
+    service = curl(f"{web.url}/api/v1/services/cluster.local/demo/echo").json
+    assert service["health"] == "degraded"
+    for pod in service["pods"]:
+        assert pod["failing"] == f"port {REFUSED}: Nothing listens on port {REFUSED} of pod demo/{pod['pod']}."
 
 
 def test_metrics(web: Web) -> None:

@@ -27,7 +27,15 @@ type Json = dict[str, Any]
 def service(name: str, namespace: str = "shop", **facts: Any) -> Json:
     """A healthy Service with two pods."""
     pods = [
-        {"pod": f"{name}-{i}", "ready": True, "state": "ready", "streams": 1, "health": "healthy", "node": f"node-{i}"}
+        {
+            "pod": f"{name}-{i}",
+            "ready": True,
+            "state": "ready",
+            "streams": 1,
+            "health": "healthy",
+            "failing": None,
+            "node": f"node-{i}",
+        }
         for i in (1, 2)
     ]
     return {

@@ -359,3 +359,13 @@ async def test_a_theme_is_kept(page: Page, tunnel: DashboardServer) -> None:
     await page.goto(f"{tunnel.url}?again")
     await page.until(f"{ROWS}.length === 2")
     assert await page.text("#theme") == "Theme: dark"
+
+
+async def test_the_page_of_a_service_tells_which_check_fails(page: Page, tunnel: DashboardServer) -> None:
+    sick = service("api")["pods"][0] | {"health": "unhealthy", "failing": f"port 80: HTTP status 500 {MARKUP}"}
+    tunnel.send("service", service("api", health="degraded", pods=[sick, service("api")["pods"][1]]))
+    await page.until("document.querySelector('h1').textContent === '1 of 2 services is degraded'")
+    await page.click("#services .name a")
+    await page.until("document.querySelector('#s-reasons').innerText === 'Health checks fail on 1 of 2 pods.'")
+    why = "[...document.querySelectorAll('#pods .why')].map((node) => node.hidden ? null : node.innerText)"
+    assert await page.evaluate(why) == [f"Checks of port 80: HTTP status 500 {MARKUP}", None]

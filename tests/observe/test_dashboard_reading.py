@@ -70,7 +70,17 @@ def fill(tunnel: DashboardServer, services: list[Json], *, text: str = "") -> No
 def hostile() -> list[Json]:
     error = {"reason": MARKUP, "detail": MARKUP + "x" * 300, "command": f"echo '{MARKUP}'", "at": time.time()}
     ports = [{"port": 80, "name": MARKUP, "protocol": "TCP"}]
-    pods = [{"pod": MARKUP, "ready": False, "state": MARKUP, "streams": 0, "health": MARKUP, "node": MARKUP}]
+    pods = [
+        {
+            "pod": MARKUP,
+            "ready": False,
+            "state": MARKUP,
+            "streams": 0,
+            "health": MARKUP,
+            "failing": MARKUP,
+            "node": MARKUP,
+        }
+    ]
     return [
         broken("db", last_error=error, ports=ports, pods=pods),
         service(MARKUP, MARKUP, ports=ports, health=MARKUP),

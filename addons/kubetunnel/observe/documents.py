@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from kubetunnel import __version__
 from kubetunnel.core.catalog import Endpoint, ServiceState
 from kubetunnel.core.endpoints import takes_requests
-from kubetunnel.core.health import Health, HealthRecord, pod_health, service_health
+from kubetunnel.core.health import HealthRecord, pod_health, service_health
 from kubetunnel.core.names import ServiceName
 from kubetunnel.local_ports import LocalPort, LocalPorts
 from kubetunnel.observe.event_log import Event, EventLog
@@ -158,10 +158,13 @@ class Documents:
 
     def _service(self, key: ServiceKey) -> Json:
         state, traffic = self._known.states.get(key), self._traffic.get(key)
-        by_pod = self._checks.of_pods(key)
-        pods = (
-            [self._pod(key, state, each, by_pod.get(each.pod or "", ())) for each in endpoints(state)] if state else []
-        )
+        by_pod, failing = self._checks.of_pods(key), self._checks.failing(key)
+        pods: list[Json] = []
+        if state is not None:
+            for each in endpoints(state):
+                pod = each.pod or ""
+                found = {"health": pod_health(by_pod.get(pod, ())), "failing": failing.get(pod)}
+                pods.append(self._pod(key, state, each) | found)
         ready = [pod for pod in pods if pod["ready"]]
         has_pods = state is not None and state.service.type != "ExternalName"
         health = service_health([by_pod.get(pod["pod"], ()) for pod in ready]) if has_pods else "unknown"
@@ -195,14 +198,15 @@ class Documents:
             "last_error": asdict(traffic.last_error) if traffic.last_error else None,
         }
 
-    def _pod(self, key: ServiceKey, state: ServiceState, endpoint: Endpoint, ports: Collection[Health]) -> Json:
-        forward = self._forwards.now.get(ForwardKey(key.zone, key.namespace, endpoint.pod or ""))
+    def _pod(self, key: ServiceKey, state: ServiceState, endpoint: Endpoint) -> Json:
+        """All but its health."""
+        pod = endpoint.pod or ""
+        forward = self._forwards.now.get(ForwardKey(key.zone, key.namespace, pod))
         return {
-            "pod": endpoint.pod or endpoint.address,
+            "pod": pod or endpoint.address,
             "ready": takes_requests(state.service, endpoint),
             "state": forward.state if forward else "terminating" if endpoint.terminating else "idle",
             "streams": forward.streams if forward else 0,
-            "health": pod_health(ports),
             "node": endpoint.node,
         }
 

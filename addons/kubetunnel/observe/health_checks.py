@@ -89,6 +89,12 @@ class HealthChecks:
             states.setdefault(pod_port.pod, []).append(record.state)
         return states
 
+    def failing(self, key: ServiceKey) -> dict[str, str]:
+        """What is wrong with a Service's unhealthy pods, by their names: of the port whose checks fail the longest."""
+        found = [(p, r) for (_, p), r in self._records.get(key, {}).items() if r.state == "unhealthy"]
+        found.sort(key=lambda each: -(each[1].since_s or 0.0))
+        return {pod_port.pod: f"port {pod_port.port}: {record.detail}" for pod_port, record in found}
+
     def unhealthy_counts(self) -> Counter[ServiceKey]:
         """How many pods of each Service have a port that is unhealthy."""
         counts: Counter[ServiceKey] = Counter()

@@ -72,6 +72,8 @@ export class ServiceView {
 function writePod(fields, { pod, forward }) {
   setBadge(fields.status, HEALTH_TONES[pod.health] ?? "none", HEALTH_WORDS[pod.health] ?? pod.health);
   setText(fields.pod, pod.pod);
+  setText(fields.why, pod.failing ? `Checks of ${pod.failing}` : "");
+  show(fields.why, Boolean(pod.failing));
   setText(fields.ready, pod.ready ? "yes" : "no");
   setAttr(fields.ready, "data-tone", pod.ready ? null : "warn");
   const state = forward?.state ?? pod.state;
