@@ -148,6 +148,29 @@ def test_promtool_takes_rules_and_configuration() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("protocol", "code", "alerts"),
+    [("http1", "503", True), ("http1", "404", False), ("http1", "cut", True), ("tcp", "error", True)]
+    + [("grpc", str(code), code in (2, 4, 12, 13, 14, 15)) for code in range(17)],
+)
+def test_the_alert_knows_the_failures_of_each_protocol(tmp_path: Path, protocol: str, code: str, alerts: bool) -> None:
+    labels = {"zone": "cluster.local", "namespace": "shop", "service": "api"}
+    series = ",".join(f'{name}="{value}"' for name, value in {**labels, "protocol": protocol, "code": code}.items())
+    summary = "api in shop fails 100% of its requests."
+    fired = {"exp_labels": {**labels, "severity": "warning"}, "exp_annotations": {"summary": summary}}
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": f"kube_tunnel_requests_total{{{series}}}", "values": "0+60x20"}],
+        "alert_rule_test": [
+            {"eval_time": "15m", "alertname": "KubeTunnelServiceFails", "exp_alerts": [fired] if alerts else []}
+        ],
+    }
+    path = tmp_path / "test.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(MONITORING / "alerts.yml")], "tests": [case]}))
+    done = promtool("test", "rules", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def expressions() -> Iterator[tuple[str, str]]:
     """Every query of dashboards and rules, and where it is."""
     for path in sorted((MONITORING / "grafana/dashboards").glob("*.json")):
@@ -174,6 +197,19 @@ def test_every_query_asks_for_what_there_is(where: str, expression: str) -> None
     if names:
         for matcher in re.findall(r"\{([^}]*)\}", expression):
             assert set(re.findall(r"(\w+)\s*(?:=~|!=|=|!~)", matcher)) <= labels, where
+
+
+def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
+    rules = []
+    for number, (where, expression) in enumerate(expressions()):
+        found = re.fullmatch(r"label_values\((.*), \w+\)", expression)
+        query = (found[1] if found else expression).replace("$__rate_interval", "1m").replace("$__range", "1h")
+        rules.append({"record": f"query:{number}", "expr": re.sub(r"\$\w+", "x", query), "labels": {"of": where}})
+    path = tmp_path / "queries.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    done = promtool("check", "rules", str(path))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert f"{len(rules)} rules found" in (done.stderr + done.stdout).decode()
 
 
 def test_every_metric_is_in_a_dashboard_or_a_rule() -> None:
