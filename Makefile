@@ -33,6 +33,7 @@ bench: $(READY) ## the benchmarks, a minute or so (bench/README.md)
 	@$(BIN)/python -m bench.raw_relay
 	@$(BIN)/python -m bench.dns
 	@$(BIN)/python -m bench.recording
+	@$(BIN)/python -m bench.cold_targets
 
 bench-forward: $(READY) ## kubectl port-forward and ours side by side on the cluster of $KUBECONFIG, some minutes
 	@$(BIN)/python -m bench.forward $(ARGS)

@@ -173,7 +173,7 @@ async def test_requests_at_a_time_are_bounded(api_server: FakeApi, api: ApiServe
         await enough.wait()
 
     api_server.script = wait
-    await asyncio.gather(*(api.list_objects(ALL) for _ in range(30)))
+    await asyncio.gather(*(api.list_objects(ALL) for _ in range(2 * api_module.CONCURRENT_REQUESTS)))
     assert api_server.most_in_flight == api_module.CONCURRENT_REQUESTS
 
 
