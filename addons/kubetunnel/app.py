@@ -23,6 +23,7 @@ from kubetunnel.observe.observe import Observe
 from kubetunnel.observe.sources import HealthPolicy
 from kubetunnel.observe.traffic import ServiceKey
 from kubetunnel.options import PREFIX, SettingSources, add_options, settings_of, take_mistakes
+from kubetunnel.progress import telling
 from kubetunnel.proxy.authentication import Authentication
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.ending import Ending
@@ -177,11 +178,12 @@ class KubeTunnel:
             return
         commands: list[str] = []
         try:
-            session = await self.clusters.first.session()
-            access = session.access
-            user = f", as {access.user}" if access.user else ""
-            cluster = f"{access.server} (context {access.context}, namespace {access.namespace}{user})"
-            commands = await commands_to_try(session, self.settings.cluster.zone, addresses[0])
+            with telling(logger, "The cluster takes its time."):
+                session = await self.clusters.first.session()
+                access = session.access
+                user = f", as {access.user}" if access.user else ""
+                cluster = f"{access.server} (context {access.context}, namespace {access.namespace}{user})"
+                commands = await commands_to_try(session, self.settings.cluster.zone, addresses[0])
         except KubeTunnelError as e:
             logger.warning("No cluster yet; each request tries again. %s", e)
             cluster = "none yet; each request tries again"

@@ -49,13 +49,17 @@ class Demo:
             start_new_session=True,  # Ctrl-C is for us, who end it after our own connections
         )  # fmt: skip
         ready = b""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(START_TIMEOUT_S):
-                ready = await process.stdout.readline() if process.stdout else b""
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    ready = await process.stdout.readline() if process.stdout else b""
+        finally:
+            if not ready:  # the tunnel may be ended before it is there, too
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
         if not ready:
-            if process.returncode is None:
-                process.kill()
-            status = await process.wait()
+            status = process.returncode
             raise ClusterUnreachable(f"The simulated cluster did not start (exit status {status}).")
         logger.info("The simulated cluster runs, its kubeconfig is %s.", self._kubeconfig)
         return process

@@ -115,6 +115,9 @@ def test_all_mistakes_are_told_at_once(runner: CliRunner, tmp_path: Path) -> Non
         (("-demo=maybe",), "'maybe' is neither true nor false"),
         (("--prot", "80"), r"No such option '--prot'.*--port"),
         (("forwrad",), "No such command 'forwrad'"),
+        (("--set", "kube_retry_max=x"), "kube-tunnel: flag: --set kube_retry_max: 'x' is not a whole number"),
+        (("--set", "kube_forwards=svc/api"), "kube-tunnel: flag: --set kube_forwards: "),
+        (("--set", "kube_nope=1"), "kube-tunnel: flag: --set kube_nope: there is no such option; there are kube_"),
         (("-port=99999",), "99999 is more than 65535"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kubetunnel.core.settings import Setting, Settings, every_setting
-from kubetunnel.setting_sources import read_sources
+from kubetunnel.setting_sources import CONFIG, read_sources
 from kubetunnel.setting_values import OptionValue, Problem, SettingsError, option_value, settings_from
 
 FLAGS = {setting.flag: setting for setting in every_setting() if setting.flag}
@@ -78,12 +78,15 @@ def settings_of(given: Mapping[str, Any], program: str = "kube-tunnel") -> Setti
             values[setting.path] = option_value(setting, list(value) if isinstance(value, tuple) else value)
         except ValueError as e:
             problems.append(Problem("flag", str(setting.flag), str(e)))
-    for name, _, text in (assignment.partition("=") for assignment in given.get("assignments", ())):
-        if (assigned := _OPTIONS.get(name)) is not None and assigned.kind != "list":
-            try:
-                values[assigned.path] = option_value(assigned, text)
-            except ValueError as e:
-                problems.append(Problem("flag", f"--set {name}", str(e)))
+    for name, texts in _assigned(given.get("assignments", ())).items():
+        if (assigned := _OPTIONS.get(name)) is None:
+            told = f"there is no such option; there are {', '.join(_OPTIONS)}"
+            problems.append(Problem("flag", f"--set {name}", told))
+            continue
+        try:
+            values[assigned.path] = option_value(assigned, texts if assigned.kind == "list" else texts[-1])
+        except ValueError as e:
+            problems.append(Problem("flag", f"--set {name}", str(e)))
     try:
         found = read_sources(os.environ, given.get("config") or "", chosen_by=("flag", "--config")).values
     except SettingsError as e:
@@ -96,6 +99,15 @@ def settings_of(given: Mapping[str, Any], program: str = "kube-tunnel") -> Setti
         if path not in values or source.startswith("environment"):
             values[path] = value
     return settings_from(values)
+
+
+def _assigned(assignments: Iterable[str]) -> dict[str, list[str]]:
+    """Those of options of ours: a list is given by several, of the others mitmproxy takes the last."""
+    assigned: dict[str, list[str]] = {}
+    for name, equals, text in (assignment.partition("=") for assignment in assignments):
+        if name.startswith("kube_") and equals and name != CONFIG:
+            assigned.setdefault(name, []).append(text)
+    return assigned
 
 
 def _as_click_has_it(argument: str) -> str:
