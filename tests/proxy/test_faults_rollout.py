@@ -31,7 +31,7 @@ class Load:
         self.answers: list[str] = []
         self.failures: list[str] = []
 
-    async def run_during(self, happening: Awaitable[Any], *, after_s: float = 0.5) -> None:
+    async def run_during(self, happening: Awaitable[Any], *, after_s: float = 0.5, limit_s: float = LIMIT_S) -> None:
         """Ask until `happening` is over, and a moment longer."""
         over = asyncio.Event()
 
@@ -42,7 +42,7 @@ class Load:
             finally:
                 over.set()
 
-        async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(limit_s), asyncio.TaskGroup() as group:
             group.create_task(happen())
             next_at = time.monotonic()
             while not over.is_set():
@@ -57,9 +57,9 @@ class Load:
             self.failures.append(repr(error))
 
 
-def asking(session: aiohttp.ClientSession, tunnel: Tunnel) -> Ask:
+def asking(session: aiohttp.ClientSession, tunnel: Tunnel, host: str = "echo.demo") -> Ask:
     async def ask() -> str:
-        async with session.get(f"{tunnel.url}/hostname", headers={"Host": "echo.demo"}) as response:
+        async with session.get(f"{tunnel.url}/hostname", headers={"Host": host}) as response:
             text = await response.text()
             if response.status != 200:
                 raise aiohttp.ClientPayloadError(f"{response.status} {text}")
