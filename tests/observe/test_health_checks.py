@@ -121,7 +121,11 @@ async def test_unhealthy_after_three_rounds_and_told(sim: SimCluster, tmp_path: 
         session = await found.clusters.first.session()
         for pod_port in records:
             assert found.health.is_unhealthy(session.forwards, pod_port)
-        assert len([event for event in found.events.last() if event.level == "error"]) == 2
+        told = [event.command for event in found.events.last() if event.level == "error"]
+        assert sorted(told) == sorted(
+            session.access.kubectl("-n", "demo", "describe", "pod", pod_port.pod) for pod_port in records
+        )
+        assert all("--kubeconfig" in command for command in told)
         found.policy = HealthPolicy(skip=True)
         assert not any(found.health.is_unhealthy(session.forwards, pod_port) for pod_port in records)
 

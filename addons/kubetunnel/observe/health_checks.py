@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
+from kubetunnel.cluster.access import ClusterAccess
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.endpoints import Target
 from kubetunnel.core.errors import ClusterUnreachable, Forbidden, KubeTunnelError, Unauthenticated
@@ -178,7 +179,8 @@ class HealthChecks:
         for target in destination.targets:
             pod_key = (key.zone, target.pod_port)
             checked.add(pod_key)
-            self._record(key, pod_key, await self._check_pod(destination, target, check))
+            outcome = await self._check_pod(destination, target, check)
+            self._record(key, pod_key, outcome, destination.session.access)
         return checked
 
     async def _check_pod(self, destination: Destination, target: Target, check: Check) -> Outcome:
@@ -199,7 +201,7 @@ class HealthChecks:
         finally:
             writer.close()
 
-    def _record(self, key: ServiceKey, pod_key: PodKey, outcome: Outcome) -> None:
+    def _record(self, key: ServiceKey, pod_key: PodKey, outcome: Outcome, access: ClusterAccess) -> None:
         if key not in self._due_s:
             return  # not in use any more
         records = self._records.setdefault(key, {})
@@ -217,5 +219,5 @@ class HealthChecks:
                 f"Port {pod_port.port} of {pod_port.pod} is {record.state}: {outcome.detail}",
                 service=key,
                 pod=pod_port.pod,
-                command=f"kubectl -n {pod_port.namespace} describe pod {pod_port.pod}",
+                command=access.kubectl("-n", pod_port.namespace, "describe", "pod", pod_port.pod),
             )
