@@ -107,7 +107,9 @@ def test_checks(text: str, check: Check) -> None:
     assert parse_check(text) == check
 
 
-@pytest.mark.parametrize("text", ["", "udp", "tcp:80", "http", "http:healthz", "http:/a b", "http:/a\r\nX: 1", "none:"])
+@pytest.mark.parametrize(
+    "text", ["", "udp", "tcp:80", "http", "http:healthz", "http:/a b", "http:/a\r\nX: 1", "http:/ä", "none:"]
+)
 def test_what_is_no_check(text: str) -> None:
     with pytest.raises(ValueError, match="is no health check: tcp, http:/PATH"):
         parse_check(text)

@@ -83,7 +83,9 @@ def parse_check(text: str) -> Check:
     match kind:
         case "tcp" | "none" if not colon:
             return Check(kind)
-        case "http" if argument.startswith("/") and argument.isprintable() and " " not in argument:
+        case "http" if (
+            argument.startswith("/") and argument.isascii() and argument.isprintable() and " " not in argument
+        ):
             return Check("http", argument)
         case "grpc" if not colon or argument.isprintable():
             return Check("grpc", argument)

@@ -48,7 +48,7 @@ class GrpcCall:
     ) -> None:
         self._reader, self._writer = reader, writer
         self._scheme, self._authority = scheme, authority
-        self._connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self._connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="latin-1"))
         self._connection.initiate_connection()
         self._stream = 0
         self._body = bytearray()

@@ -45,14 +45,19 @@ async def call_http2(
     tls: bool,
     headers: list[tuple[str, str]],
     body: bytes = b"",
+    head_only: bool = False,
 ) -> Answer:
     """Sends the request and returns its answer. The caller sets the time limit, and closes.
+
+    Args:
+        head_only: the answer is what its head tells; its body may be of any length, or never end.
 
     Raises:
         Http2CallFailed: there was none.
         OSError: the stream failed.
     """
-    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    # RFC 9110 5.5: a field's value may have any bytes
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="latin-1"))
     connection.initiate_connection()
     pseudo = [
         (":method", method), (":scheme", "https" if tls else "http"), (":authority", authority), (":path", path),
@@ -74,6 +79,8 @@ async def call_http2(
         for event in happened:
             if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
                 collected.update(event.headers)  # type: ignore[arg-type]  # texts, by header_encoding
+                if head_only:
+                    return _answer(collected, received)
             elif isinstance(event, h2.events.DataReceived):
                 received += event.data
                 if len(received) > _MAX_BODY_BYTES:

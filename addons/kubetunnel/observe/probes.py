@@ -92,7 +92,7 @@ async def _http1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pro
 async def _http2(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, probed: Probed) -> Outcome:
     answer = await call_http2(
         reader, writer, method="GET", authority=probed.host, path=probed.check.argument, tls=probed.tls,
-        headers=[("user-agent", USER_AGENT)],
+        headers=[("user-agent", USER_AGENT)], head_only=True,
     )  # fmt: skip
     return _of_status(answer.status)
 
