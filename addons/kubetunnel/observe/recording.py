@@ -5,7 +5,6 @@ A flow read from a file counts for nothing, nor does one of another mode that ha
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +24,7 @@ from kubetunnel.observe.traffic import (
     key_of,
 )
 from kubetunnel.proxy.mode import KubeMode
-from kubetunnel.proxy.refusals import CODES, ERROR_HEADER, is_grpc
+from kubetunnel.proxy.refusals import CODES, error_of_answer, is_grpc
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.upstreams import Upstreams
 
@@ -82,8 +81,8 @@ class Recording:
             return
         request = flow.request
         grpc = request.is_http2 and is_grpc(request)
-        # every request comes here: a good answer is no refusal, and looking for a header costs more than all the rest
-        reason = _reason(response) if grpc or response.status_code >= 400 else ""
+        error = error_of_answer(response)
+        reason = error.reason if error else ""
         service = self._service(flow, reason)
         if service is None:
             return
@@ -105,15 +104,16 @@ class Recording:
             _size_bytes(response),
         )
         self._add(flow, service, done, reason)
-        if reason:
-            self._tell(flow, service, _refused(reason, response))
+        if error:
+            self._tell(flow, service, LastError(error.reason, error.detail, error.command, time.time()))
         elif failed:
             self._tell(flow, service, self._failed(flow, response, code))
 
     def error(self, flow: http.HTTPFlow) -> None:
         if not flow.live:
             return
-        reason = _reason(flow.response) if flow.response else ""
+        refused = error_of_answer(flow.response) if flow.response else None
+        reason = refused.reason if refused else ""
         service = self._service(flow, reason)
         message = flow.error.msg if flow.error else ""
         if service is None:
@@ -218,12 +218,6 @@ def _host(flow: http.HTTPFlow | tcp.TCPFlow) -> str:
     return flow.server_conn.address[0] if flow.server_conn.address else ""
 
 
-def _reason(response: http.Response) -> str:
-    """Why the tunnel refused it, "" where it did not. A pod may send our header, too, with any word in it."""
-    reason = _field(response, ERROR_HEADER)
-    return reason if reason in CODES else ""
-
-
 def _field(response: http.Response, name: str) -> str:
     """Of the trailers, else of the head."""
     if response.trailers and name in response.trailers:
@@ -246,16 +240,3 @@ def _size_bytes(message: http.Message) -> int:
     with suppress(ValueError):
         return max(0, int(message.headers.get("content-length", "0")))
     return 0
-
-
-def _refused(reason: str, response: http.Response) -> LastError:
-    """The error that a refusal of ours tells."""
-    problem = {}
-    with suppress(ValueError):
-        problem = json.loads(response.raw_content or b"{}")
-    message = unquote(_field(response, "grpc-message"))
-    detail, command = problem.get("detail") or message, problem.get("command")
-    if not problem:
-        detail, _, found = detail.partition(" See: ")
-        command = found or None
-    return LastError(reason, detail, command, time.time())

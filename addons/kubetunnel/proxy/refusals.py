@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import time
+from copy import copy
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import cast
 from urllib.parse import quote
 
 from mitmproxy import http
@@ -44,6 +46,25 @@ CODES = {
     "UpstreamProtocol": Codes(502, 14, None),
     "Timeout": Codes(504, 4, 6),
 }
+
+
+class Refusal(http.Response):
+    """An answer of the tunnel's own. A pod's is none, whatever its headers say."""
+
+    error: KubeTunnelError | None = None
+
+
+class RefusalTrailers(http.Headers):
+    """The end that the tunnel gives to a pod's answer."""
+
+    error: KubeTunnelError | None = None
+
+
+def error_of_answer(response: http.Response) -> KubeTunnelError | None:
+    """Why the tunnel refused a request, or ended its answer; None where it did neither."""
+    if isinstance(response, Refusal):
+        return response.error
+    return response.trailers.error if isinstance(response.trailers, RefusalTrailers) else None
 
 
 def refusal(error: KubeTunnelError, request: http.Request) -> http.Response:
@@ -126,25 +147,28 @@ def _problem(
     if error.command:
         problem["command"] = error.command
     body = json.dumps(problem, ensure_ascii=False, indent=2).encode() + b"\n" if has_body else b""
-    return http.Response.make(
-        status,
-        body,
-        {"Content-Type": "application/problem+json", "Cache-Control": "no-store", ERROR_HEADER: error.reason},
-    )
+    headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store", ERROR_HEADER: error.reason}
+    answer = cast("Refusal", Refusal.make(status, body, headers))
+    answer.error = copy(error)  # without its traceback, whose frames know the connection
+    return answer
 
 
-def grpc_trailers(error: KubeTunnelError) -> http.Headers:
+def grpc_trailers(error: KubeTunnelError) -> RefusalTrailers:
     """The end of a gRPC call that has begun to be answered."""
-    trailers = http.Headers(
+    trailers = RefusalTrailers(
         grpc_status=str(CODES[error.reason].grpc),
         # gRPC over HTTP/2, Status-Message: percent-encoded UTF-8
         grpc_message=quote(str(error), safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"),
     )
     trailers[ERROR_HEADER.lower()] = error.reason
+    trailers.error = copy(error)
     return trailers
 
 
 def _grpc(error: KubeTunnelError) -> http.Response:
     now = time.time()
-    headers = http.Headers([(b"content-type", b"application/grpc"), *grpc_trailers(error).fields])
-    return http.Response(b"HTTP/2.0", 200, b"", headers, b"", None, now, now)
+    trailers = grpc_trailers(error)
+    headers = http.Headers([(b"content-type", b"application/grpc"), *trailers.fields])
+    answer = Refusal(b"HTTP/2.0", 200, b"", headers, b"", None, now, now)
+    answer.error = trailers.error
+    return answer

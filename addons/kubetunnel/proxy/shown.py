@@ -10,7 +10,7 @@ from weakref import WeakSet
 from mitmproxy import http, tcp
 from mitmproxy.connection import Connection
 
-from kubetunnel.proxy.refusals import ERROR_HEADER
+from kubetunnel.proxy.refusals import error_of_answer
 from kubetunnel.proxy.upstreams import Opened, Upstreams
 
 REFUSED = ":no_entry:"  # the marker
@@ -29,12 +29,11 @@ class Shown:
         if not flow.live:
             return  # read from a file: it shows already where it went
         self._show(flow)
-        if flow.response:
-            _show_refusal(flow, flow.response.headers)
+        _show_refusal(flow)
 
     def response(self, flow: http.HTTPFlow) -> None:
-        if flow.live and flow.response and flow.response.trailers:
-            _show_refusal(flow, flow.response.trailers)  # of a gRPC call that failed half-way
+        if flow.live:
+            _show_refusal(flow)  # of a gRPC call that failed half-way
 
     def error(self, flow: http.HTTPFlow) -> None:
         if flow.live and not flow.response:
@@ -82,8 +81,9 @@ def _comment(opened: Opened, *, reused: bool) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _show_refusal(flow: http.HTTPFlow, headers: http.Headers) -> None:
-    if reason := headers.get(ERROR_HEADER):
+def _show_refusal(flow: http.HTTPFlow) -> None:
+    error = error_of_answer(flow.response) if flow.response else None
+    if error is not None:
         flow.marked = REFUSED
-        if not flow.comment.endswith(reason):
-            flow.comment = " · ".join(filter(None, [flow.comment, reason]))
+        if not flow.comment.endswith(error.reason):
+            flow.comment = " · ".join(filter(None, [flow.comment, error.reason]))
