@@ -19,7 +19,7 @@ import click
 
 from netsetup.errors import NetsetupError, RootNeededError
 from netsetup.layout import DEFAULT_RANGES, Address, Wanted
-from netsetup.privileges import as_root, find_user, invoking_user, is_root
+from netsetup.privileges import as_root, find_user, invoking_user, is_root, settings_in
 from netsetup.state import DEFAULT_STATE
 
 # commands of packages that build on this one, which does not import them: `dns` needs to ask the clusters
@@ -170,7 +170,11 @@ def status(state: Path, as_json: bool) -> None:
 
 def _need_root() -> None:
     if not is_root():
-        again = as_root("netsetup", *sys.argv[1:])
+        ctx = click.get_current_context()
+        if ctx.parent is ctx.find_root():
+            again = as_root("netsetup", *sys.argv[1:])
+        else:  # `kube-tunnel netsetup`, whose defaults are the tunnel's settings
+            again = as_root("kubetunnel", *sys.argv[1:], keep=settings_in(os.environ))
         raise RootNeededError("This changes the machine's network, which only root may.", command=again)
 
 

@@ -6,7 +6,7 @@ import os
 import pwd
 import shlex
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 
 from netsetup.errors import BadWishError, RootNeededError
 
@@ -15,12 +15,22 @@ def is_root() -> bool:
     return os.geteuid() == 0
 
 
-def as_root(program: str, *words: str) -> str:
+def as_root(program: str, *words: str, keep: Collection[str] = ()) -> str:
     """A command line that runs a program of ours (`netsetup`, `kubetunnel`) as root.
 
-    By the interpreter's path: sudo has a PATH of its own, on which an environment's programs are not.
+    Args:
+        keep: variables of the environment that sudo is to leave as they are, most of which it takes away.
+
+    By the interpreter's path: sudo has a PATH of its own, on which an environment's programs are not. `-I`: root would
+    import what lies in the working directory else, which may be anybody's (/tmp).
     """
-    return shlex.join(["sudo", sys.executable, "-m", program, *words])
+    kept = [f"--preserve-env={','.join(keep)}"] if keep else []
+    return shlex.join(["sudo", *kept, sys.executable, "-I", "-m", program, *words])
+
+
+def settings_in(environ: Mapping[str, str], *others: str) -> list[str]:
+    """The variables that say what the tunnel is to be; `others` count too, where they are set."""
+    return sorted(name for name in environ if name.startswith("KTUN_") or name in others)
 
 
 def invoking_user(environ: Mapping[str, str]) -> str | None:

@@ -194,7 +194,7 @@ async def test_other_resolvers_leave_the_listeners(make: Make) -> None:
 @pytest.mark.parametrize(
     ("listening", "wanted", "words"),
     [
-        ([("127.0.0.1", 80)], {"redirection": LED}, "-m netsetup up --port 80"),
+        ([("127.0.0.1", 80)], {"redirection": LED}, "-m kubetunnel netsetup up --port 80"),
         ([("127.0.0.1", 8080)], {"redirection": LED}, ""),
         ([], {"redirection": LED}, ""),
         ([], {"loopback": True, "ranges": (LOOPBACK_RANGE,)}, "kube-tunnel --loopback --dns"),

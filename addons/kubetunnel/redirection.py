@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Self
 
 from kubetunnel.core.settings import DnsSettings, Settings
-from netsetup.privileges import as_root
+from netsetup.privileges import as_root, settings_in
 from netsetup.state import State
 
 
@@ -19,6 +20,11 @@ def dns_port(settings: Settings, machine: State | None) -> int:
     """The DNS server's: that which the machine leads to, where the settings name none but the default."""
     port = settings.dns.port
     return machine.dns_port if machine is not None and port == DnsSettings().port else port
+
+
+def setting_up(*options: str) -> str:
+    """The command line that sets the network up for a tunnel with these settings: zones and ranges are theirs."""
+    return as_root("kubetunnel", "netsetup", "up", *options, keep=settings_in(os.environ))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class Redirection:
             return ""
         return (
             f" {self.dns_ip} port 53 leads there. See, for another one: "
-            f"{as_root('netsetup', 'up', '--dns-port', str(self.dns_port + 1))}"
+            f"{setting_up('--dns-port', str(self.dns_port + 1))}"
         )
 
     def problem(self, listening: Collection[tuple[str, int]], dns: tuple[str, int] | None) -> str:
@@ -74,7 +80,7 @@ class Redirection:
         if not problems:
             return ""
         sentence = "; ".join(problems)
-        return f"{sentence[0].upper()}{sentence[1:]} (netsetup up). See: {as_root('netsetup', 'up', *options)}"
+        return f"{sentence[0].upper()}{sentence[1:]} (netsetup up). See: {setting_up(*options)}"
 
     def _is_there(self, address: tuple[str, int], port: int) -> bool:
         host = ip_address(address[0].partition("%")[0])

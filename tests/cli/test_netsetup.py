@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kubetunnel.cli.main import main
 from kubetunnel.cli.netsetup import command
 from netsetup.cli import command as plain
 
@@ -51,3 +52,17 @@ def test_a_mistake_in_the_settings_ends_up_and_not_down(runner: CliRunner, tmp_p
     assert (refused.exit_code, "proxy.port" in refused.output) == (2, True)
     looked = runner.invoke(command, ["down", "--dry-run", "--state", str(tmp_path / "state.json")])
     assert (looked.exit_code, looked.output) == (0, f"nothing: no {tmp_path / 'state.json'}\n")
+
+
+def test_what_is_typed_without_root_is_what_to_type_with_it(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netsetup.cli.is_root", lambda: False)
+    words = ["netsetup", "down", "--state", str(tmp_path / "state.json")]
+    monkeypatch.setattr(sys, "argv", ["kube-tunnel", *words])
+    told = runner.invoke(main, words).output.partition("See: ")[2]
+    assert told.startswith("sudo --preserve-env=KTUN_CONFIG,KTUN_DNS_PORT")
+    assert told.endswith(f" -I -m kubetunnel {' '.join(words)}\n")
+    monkeypatch.setattr(sys, "argv", words)
+    told = runner.invoke(plain, words[1:]).output
+    assert told.endswith(f"See: sudo {sys.executable} -I -m netsetup {' '.join(words[1:])}\n")

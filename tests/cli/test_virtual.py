@@ -198,7 +198,9 @@ contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
 
 def test_without_root_it_says_what_to_type(ours: Machine) -> None:
     drop = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
-    done = ours.run(*drop, sys.executable, "-m", "kubetunnel", "--virtual", "--demo", check=False)
+    ours.environ |= {"KUBECONFIG": "/of-the-office", "KTUN_DNS_PORT": "5300"}
+    done = ours.run(*drop, sys.executable, "-m", "kubetunnel", "--virtual", "--context", "a b", check=False)
     assert done.returncode == 1
-    assert f"sudo {sys.executable} -m kubetunnel --virtual" in done.stderr
+    told = f"sudo --preserve-env=KTUN_DNS_PORT,KUBECONFIG {sys.executable} -I -m kubetunnel --virtual --context 'a b' "
+    assert told in done.stderr
     assert "--loopback" in done.stderr

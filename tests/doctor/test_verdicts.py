@@ -323,7 +323,7 @@ def test_ranges(found: Found, level: Level, words: str) -> None:
 
 
 def test_interfaces_without_netsetup() -> None:
-    says(judge_interfaces(Status(None), []), Level.SKIP, "-m netsetup up")
+    says(judge_interfaces(Status(None), []), Level.SKIP, "-m kubetunnel netsetup up")
     ours = FoundLink("kube-dns0", link_mac("kube-dns0"))
     says(judge_interfaces(Status(None), [ours]), Level.WARN, "ip link delete kube-dns0")
     theirs = judge_interfaces(Status(None), [FoundLink("kube-dns0", "52:54:00:00:00:01")])

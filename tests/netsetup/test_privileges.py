@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from netsetup.errors import BadWishError
-from netsetup.privileges import drop_privileges, invoking_user
+from netsetup.privileges import as_root, drop_privileges, invoking_user, settings_in
 
 DROPPED = """
 import json, os, sys
@@ -49,6 +51,21 @@ print(json.dumps([os.getresuid(), os.getresgid(), os.getgroups(), back, dict(os.
 )
 def test_who_has_called(environ: dict[str, str], user: str | None) -> None:
     assert invoking_user(environ) == user
+
+
+def test_root_imports_nothing_of_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise SystemExit('somebody else has put this here')")
+    sudo, *words = shlex.split(as_root("netsetup", "up", "--help"))
+    assert sudo == "sudo"
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=20)
+    assert (done.returncode, done.stderr, "Usage: " in done.stdout) == (0, "", True)
+
+
+def test_what_sudo_is_to_keep() -> None:
+    kept = settings_in(
+        {"KTUN_PORT": "1", "KTUN_DNS_PORT": "2", "KUBECONFIG": "c", "HOME": "/"}, "KUBECONFIG", "LOG_LEVEL"
+    )
+    assert as_root("kubetunnel", keep=kept).startswith("sudo --preserve-env=KTUN_DNS_PORT,KTUN_PORT,KUBECONFIG ")
 
 
 def test_root_and_nobody_known_are_refused() -> None:

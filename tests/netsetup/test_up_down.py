@@ -570,7 +570,7 @@ def test_only_root_may(own: Machine) -> None:
     before = own.facts()
     refused = own.python(AS_NOBODY, "up", "--port", "81", check=False)
     assert refused.returncode == 1
-    assert f"See: sudo {sys.executable} -m netsetup up --port 81\n" in refused.stderr
+    assert f"See: sudo {sys.executable} -I -m netsetup up --port 81\n" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     # and the plan is anybody's
     assert "+ address 10.8.0.1/24 of kube-dns0" in own.python(AS_NOBODY, "up", "--dry-run").stdout

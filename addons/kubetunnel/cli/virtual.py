@@ -65,13 +65,15 @@ def run_with_network(settings: Settings, port: int, run: Callable[[], int]) -> i
 
 
 def needs_root() -> str:
-    """What to type instead, as it stands."""
-    from netsetup.privileges import as_root
+    """What to type instead, as it stands: with what was typed, and with what the environment says."""
+    from kubetunnel.redirection import setting_up
+    from netsetup.privileges import as_root, settings_in
 
+    again = as_root("kubetunnel", *sys.argv[1:], keep=settings_in(os.environ, "KUBECONFIG", "LOG_LEVEL"))
     return f"""\
 kube-tunnel: --virtual sets interfaces and redirections up, which needs root. One of:
-  {as_root("kubetunnel", "--virtual")}        # sudo kube-tunnel --virtual: the tunnel itself runs as you
-  {as_root("netsetup", "up")}        # sudo kube-tunnel netsetup up: once; then kube-tunnel without --virtual
+  {again}        # sudo kube-tunnel --virtual: the tunnel itself runs as you
+  {setting_up()}        # sudo kube-tunnel netsetup up: once; then kube-tunnel without --virtual
   kube-tunnel --loopback        # no root: each Service at a loopback address"""
 
 

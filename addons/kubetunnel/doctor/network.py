@@ -8,6 +8,7 @@ from ipaddress import ip_network
 
 from kubetunnel.core.settings import NetworkSettings
 from kubetunnel.doctor.verdict import Verdict, fail, ok, skip, warn
+from kubetunnel.redirection import setting_up
 from netsetup.errors import NetsetupError
 from netsetup.found import Found, FoundLink, Network, claim_on, without
 from netsetup.machine import find
@@ -17,7 +18,7 @@ from netsetup.setup import Status, status
 from netsetup.state import State, read_state
 
 INTERFACES, RANGES = "interfaces", "virtual IP ranges"
-UP = as_root("netsetup", "up")
+UP = setting_up()
 # of OpenVPN, WireGuard, PPP, macOS, Tailscale, Cisco and Palo Alto
 _VPN_LINK = re.compile(r"\b(tun|tap|wg|ppp|utun|tailscale|cscotun|gpd)\w*\b")
 
@@ -41,7 +42,7 @@ def judge_interfaces(found: Status, strangers: Sequence[FoundLink]) -> Verdict:
             return warn(
                 INTERFACES,
                 f"somebody else has a link {strangers[0].name}: netsetup needs another name",
-                as_root("netsetup", "up", "--dns-link", "kt-dns0", "--proxy-link", "kt-proxy0"),
+                setting_up("--dns-link", "kt-dns0", "--proxy-link", "kt-proxy0"),
             )
         return skip(INTERFACES, "not set up (netsetup up was not run)", UP)
     missing = [piece.step.text for piece in found.pieces if piece.found is False]
