@@ -166,6 +166,8 @@ def test_a_range_of_ipv6(ours: Machine) -> None:
         assert ours.run("dig", "+short", "@fd00:8::1", HOST, "AAAA").stdout.startswith("fd00:8::")
         answer = ours.run("curl", "-sS", "--max-time", "20", "--write-out", " %{http_code}", f"http://{HOST}/hostname")
         assert answer.stdout.endswith(" 200"), answer.stdout
+        doctor = ours.run(sys.executable, "-m", "kubetunnel", "doctor", check=False).stdout
+        assert len(re.findall(r"^ok +(?:DNS port|redirection|DNS path) ", doctor, re.MULTILINE)) == 3, doctor
     finally:
         status = started.end()
     assert status == 0, "".join(started.lines)

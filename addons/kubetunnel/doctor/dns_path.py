@@ -21,7 +21,7 @@ class DnsPath:
     Attributes:
         wanted: the address that netsetup routes the zone to; None where nothing is set up.
         server: whether our DNS server answers at its port.
-        routed: whether it does at `wanted`, port 53.
+        routed: whether it does where the system is told that it is.
         system: what the system's resolver says of the zone's name server.
     """
 
@@ -72,17 +72,13 @@ def _judge_without_netsetup(found: DnsPath, name: str) -> Verdict:
 
 def check_dns_path(zone: str, dns_port: int, state: State | None) -> Verdict:
     """Blocks for some seconds at most."""
-    port = state.dns_port if state else dns_port
-    wanted = str(state.dns_ip) if state else None
-    return judge_dns_path(
-        DnsPath(
-            zone,
-            wanted,
-            server=dns_server_answers(LOOPBACK, port, zone),
-            routed=wanted is not None and dns_server_answers(wanted, 53, zone),
-            system=resolve(own_name(zone)),
-        )
-    )
+    wanted, port, redirected = None, dns_port, False
+    if state is not None:
+        wanted, port, redirected = str(state.dns_ip), state.dns_port, state.redirected
+    server = dns_server_answers(LOOPBACK, port, zone)
+    # where nothing is redirected (macOS) the system is told the server's own port
+    routed = dns_server_answers(wanted, 53, zone) if wanted is not None and redirected else server
+    return judge_dns_path(DnsPath(zone, wanted, server, routed, resolve(own_name(zone))))
 
 
 def _listed(addresses: tuple[str, ...]) -> str:

@@ -1,28 +1,27 @@
-"""One DNS question to one server (RFC 1035 4.1), and one to the system's resolver, both with an end to the waiting.
+"""One DNS question to one server, and one to the system's resolver, both with an end to the waiting.
 
-The question is for the name of the zone's own name server, `ns.dns.ZONE` (the Kubernetes DNS specification's record of
-the zone's apex): it needs no cluster and no Service.
+The server is asked for the zone's SOA, the system for the address of the zone's own name server, `ns.dns.ZONE` (the
+Kubernetes DNS specification's record of the zone's apex): neither needs a cluster or a Service.
 """
 
 from __future__ import annotations
 
 import secrets
 import socket
-import struct
 import subprocess
 import sys
+
+from netsetup.dns_packing import pack_question
+from netsetup.dns_records import Rcode, RecordType
+from netsetup.dns_wire import AA, EDNS_UDP_BYTES, is_reply, rcode_of
 
 ANSWER_TIMEOUT_S = 1.0  # a server on this machine
 SYSTEM_TIMEOUT_S = 4.0  # resolv.conf(5): 5 s an attempt; a zone that is routed to us is answered at once
 
-_A, _IN = 1, 1
-_RECURSION_DESIRED = 0x0100
-_RESPONSE, _AUTHORITATIVE, _RCODE = 0x8000, 0x0400, 0x000F
-
 _RESOLVE = """\
 import socket, sys
 try:
-    found = socket.getaddrinfo(sys.argv[1], None, socket.AF_INET, socket.SOCK_STREAM)
+    found = socket.getaddrinfo(sys.argv[1], None, type=socket.SOCK_STREAM)
 except socket.gaierror:
     sys.exit(1)
 print(*{sockaddr[0] for *_, sockaddr in found})
@@ -35,23 +34,23 @@ def own_name(zone: str) -> str:
 
 def dns_server_answers(host: str, port: int, zone: str, *, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
     """Whether a server there has authority over the zone. Blocks for up to `timeout_s`."""
-    question = _question(own_name(zone))
+    question = secrets.token_bytes(2) + pack_question(zone.split("."), RecordType.SOA)[2:]
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as asking:
             asking.settimeout(timeout_s)
             asking.connect((host, port))
             asking.send(question)
-            answer = asking.recv(4096)
+            answer = asking.recv(EDNS_UDP_BYTES)
     except OSError:
         return False
-    if len(answer) < 12 or answer[:2] != question[:2]:
+    if not is_reply(answer, question) or rcode_of(answer) != Rcode.NOERROR:
         return False
-    flags, _, answers = struct.unpack_from("!HHH", answer, 2)
-    return bool(flags & _RESPONSE and flags & _AUTHORITATIVE and not flags & _RCODE and answers)
+    flags, answers = int.from_bytes(answer[2:4]), int.from_bytes(answer[6:8])
+    return bool(flags & AA and answers)
 
 
 def resolve(name: str, *, timeout_s: float = SYSTEM_TIMEOUT_S) -> tuple[str, ...]:
-    """IPv4 addresses as every program on this machine gets them; none where there is no such name, or no answer.
+    """Addresses as every program on this machine gets them; none where there is no such name, or no answer.
 
     In a process of its own, since getaddrinfo(3) cannot be given up. Blocks for up to `timeout_s`.
     """
@@ -61,9 +60,3 @@ def resolve(name: str, *, timeout_s: float = SYSTEM_TIMEOUT_S) -> tuple[str, ...
     except subprocess.TimeoutExpired:
         return ()
     return tuple(sorted(done.stdout.split()))
-
-
-def _question(name: str) -> bytes:
-    labels = b"".join(bytes([len(label)]) + label for label in name.encode("ascii").split(b"."))
-    head = struct.pack("!HHHHHH", secrets.randbits(16), _RECURSION_DESIRED, 1, 0, 0, 0)
-    return head + labels + b"\0" + struct.pack("!HH", _A, _IN)

@@ -30,12 +30,12 @@ from kubetunnel.doctor.cluster import (
 from kubetunnel.doctor.dns_path import check_dns_path
 from kubetunnel.doctor.network import check_network, set_up
 from kubetunnel.doctor.ports import (
-    LOOPBACK,
     check_dns_port,
     check_tunnel_port,
     find_tunnel,
     free_default_port,
     judge_redirection,
+    listens_at,
 )
 from kubetunnel.doctor.protocols import CHECK as PROTOCOLS
 from kubetunnel.doctor.protocols import check_protocols
@@ -131,7 +131,7 @@ def _ports(subject: Subject, machine: State | None) -> list[Verdict]:
     if machine is not None:
         redirection = Redirection.of(machine, ports=not subject.settings.network.loopback)
         found = find_tunnel(subject.settings.proxy.port, redirection.proxy_port)
-        verdicts.append(judge_redirection(redirection, (LOOPBACK, found) if found else None, listens))
+        verdicts.append(judge_redirection(redirection, listens_at(redirection.host, found) if found else None, listens))
     return verdicts
 
 

@@ -101,6 +101,12 @@ def find_tunnel(asked: int | None, redirected: int | None) -> int | None:
     return next((port for port in tried if tunnel_answers(LOOPBACK, port)), asked or None)
 
 
+def listens_at(host: str, port: int) -> tuple[str, int]:
+    """Where the tunnel of a port is, or would be: at `host` too, unless it runs at 127.0.0.1 alone. Blocks likewise."""
+    elsewhere = tunnel_answers(LOOPBACK, port) and not tunnel_answers(host, port)
+    return LOOPBACK if elsewhere else host, port
+
+
 def free_default_port() -> int:
     """The port that a tunnel would take that is not told any."""
     return next((port for port in DEFAULT_PORTS if bind_error("tcp", LOOPBACK, port) is None), DEFAULT_PORTS[-1])
