@@ -182,18 +182,18 @@ def _undo_all(journal: Journal, tell: Tell) -> None:
         return
     failed: list[NetsetupError] = []
     with _undisturbed():
-        try:
+        # on a full disk nothing can be written down: no reason to leave a machine without DNS
+        with suppress(StateError):
             journal.about_to_undo()
-        except StateError as e:
-            # a full disk: no reason to leave a machine without DNS
-            failed.append(e)
         for step in reversed(tuple(journal.record.operations)):
             try:
                 tell(f"- {undo(step)}")
-                journal.undone(step)
             except NetsetupError as e:
                 failed.append(e)
                 tell(f"! {step.text}: {e.detail}")
+                continue
+            with suppress(StateError):
+                journal.undone(step)
         if not failed:
             journal.end()
     if failed:

@@ -403,6 +403,26 @@ def test_what_is_told_to_nobody_is_done_all_the_same(own: Machine) -> None:
     assert own.facts() == before
 
 
+def test_a_disk_that_is_full_by_now(own: Machine) -> None:
+    own.run("mount", "-t", "tmpfs", "-o", "size=64k", "none", "/var/lib")
+    before = own.facts()
+    own.netsetup("up")
+    own.run("sh", "-c", "! cat /dev/zero > /var/lib/filled")
+    assert own.netsetup("down").stdout.endswith("Down.\n")
+    own.run("rm", "/var/lib/filled")
+    assert own.facts() == before
+
+
+def test_a_disk_that_is_full_in_the_middle(own: Machine) -> None:
+    own.run("mount", "-t", "tmpfs", "-o", "size=4k", "none", "/var/lib")  # a page: room for one file
+    before = own.facts()
+    failed = own.netsetup("up", check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.endswith("cannot be written: No space left on device.\n")
+    assert "Not everything" not in failed.stderr
+    assert own.facts() == before
+
+
 def test_after_a_reboot(own: Machine) -> None:
     before = own.facts()
     own.netsetup("up")
