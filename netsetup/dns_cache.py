@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from netsetup.dns_wire import ttl_offsets
 
 MAX_ENTRIES = 8192
-MAX_QUERY_BYTES = 512  # beyond it is padding (RFC 7830), not a longer question: with MAX_ENTRIES, some MiB in all
+MAX_QUERY_BYTES = 512  # beyond it is padding (RFC 7830), not a longer question
+MAX_ANSWERS_BYTES = 8 << 20  # a large headless Service fills TCP's 64 KiB, and each cookie (RFC 7873) asks anew
 
 
 @dataclass(slots=True)
@@ -27,11 +28,12 @@ class CachedAnswer:
 
 
 class AnswerCache:
-    """Bounded: where it is full, the oldest answer goes."""
+    """Bounded: where it is full, the oldest answers go."""
 
-    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
-        self._max_entries = max_entries
+    def __init__(self, max_entries: int = MAX_ENTRIES, max_answers_bytes: int = MAX_ANSWERS_BYTES) -> None:
+        self._max_entries, self._max_answers_bytes = max_entries, max_answers_bytes
         self._answers: dict[bytes, CachedAnswer] = {}
+        self._answers_bytes = 0
 
     def get(self, query: bytes, now_s: float) -> CachedAnswer | None:
         """The answer to a packet, with its TTLs as they are now."""
@@ -48,10 +50,15 @@ class AnswerCache:
         """Keep the answer to a packet for that long."""
         if lifetime_s <= 0 or len(query) > MAX_QUERY_BYTES:
             return
-        self._answers.pop(query[2:], None)
-        if len(self._answers) >= self._max_entries:
-            del self._answers[next(iter(self._answers))]
+        self._drop(query[2:])
         self._answers[query[2:]] = CachedAnswer(answer[2:], label, now_s, now_s + lifetime_s)
+        self._answers_bytes += len(answer) - 2
+        while len(self._answers) > self._max_entries or self._answers_bytes > self._max_answers_bytes:
+            self._drop(next(iter(self._answers)))
+
+    def _drop(self, key: bytes) -> None:
+        if (dropped := self._answers.pop(key, None)) is not None:
+            self._answers_bytes -= len(dropped.tail)
 
 
 def _aged(tail: bytes, by_s: int) -> bytes:

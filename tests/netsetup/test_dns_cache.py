@@ -69,6 +69,17 @@ def test_bounded() -> None:
     assert cached(cache, question("n2.shop.svc.cluster.local"), 1.0) is not None
 
 
+def test_bounded_in_bytes() -> None:
+    packets = [question(f"n{number}.shop.svc.cluster.local") for number in range(3)]
+    answers = [answer(packet, *[5] * 50) for packet in packets]
+    cache = AnswerCache(max_answers_bytes=2 * len(answers[0]))
+    for packet, large in [*zip(packets, answers, strict=True), (packets[1], answers[1])]:  # the last replaces itself
+        cache.put(packet, large, LABEL, 0.0, 5)
+    assert [cached(cache, packet, 4.0) is not None for packet in packets] == [False, True, True]
+    cache.put(packets[0], bytes(3 * len(answers[0])), LABEL, 4.0, 5)
+    assert [cached(cache, packet, 4.0) for packet in packets] == [None] * 3
+
+
 @pytest.mark.parametrize("ttl_s", [5, 0])
 async def test_in_the_server(ttl_s: int) -> None:
     shop = Shop()
