@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from kubetunnel.cli.units import UNITS, command
 from netsetup.cli import command as netsetup
 from tests.netsetup.private_network import machine, why_not
+from tests.netsetup.test_up_down_resolvers import resolved_with_stub
 
 
 def printed(*arguments: str) -> str:
@@ -82,6 +83,30 @@ def test_its_rights_are_enough(tmp_path: Path) -> None:
         assert "kube-dns0" in own.run("ip", "-brief", "link").stdout
         own.run(*limited, *down)
         own.run("rm", "-rf", "/var/lib/kube-tunnel")
+        assert own.facts() == before
+
+
+def test_what_it_may_write_is_enough(tmp_path: Path) -> None:
+    """A resolv.conf that leads past systemd-resolved: the link itself is replaced."""
+    if reason := why_not():
+        pytest.skip(reason)
+    unit = printed("netsetup", "--user", "root")
+    paths = re.findall(r"^ReadWritePaths=(.*)$", unit, re.MULTILINE)[0].split()
+    up, down = (shlex.split(line) for line in re.findall(r"^Exec(?:Start|Stop)=(.*)$", unit, re.MULTILINE))
+    with machine(tmp_path) as own:
+        resolved_with_stub(own)
+        (own.etc / "resolv.conf").unlink()
+        (own.etc / "resolv.conf").symlink_to("../run/systemd/resolve/resolv.conf")
+        before = own.facts()
+        # ProtectSystem=strict, of which /etc is the part that counts here
+        own.run("mount", "-o", "remount,bind,ro", "/etc")
+        writable = (
+            'for path; do [ ! -e "$path" ] || { mount --bind "$path" "$path"; mount -o remount,bind,rw "$path"; }; done'
+        )
+        own.run("sh", "-ec", writable, "sh", *(path.removeprefix("-") for path in paths))
+        own.run(*up)
+        assert (own.etc / "resolv.conf").readlink() == Path("../run/systemd/resolve/stub-resolv.conf")
+        own.run(*down)
         assert own.facts() == before
 
 

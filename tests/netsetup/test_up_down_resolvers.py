@@ -41,6 +41,11 @@ def own(tmp_path: Path) -> Iterator[Machine]:
 @pytest.fixture
 def resolved(own: Machine) -> Path:
     """systemd-resolved with its stub in resolv.conf; gives the log of what it is told."""
+    return resolved_with_stub(own)
+
+
+def resolved_with_stub(own: Machine) -> Path:
+    """The same, for other tests."""
     own.run("mkdir", "-p", "/run/systemd/resolve")
     own.run("tee", "/run/systemd/resolve/stub-resolv.conf", stdin="nameserver 127.0.0.53\n")
     own.run("tee", "/run/systemd/resolve/resolv.conf", stdin="nameserver 192.0.2.53\nnameserver fe80::1%eth0\n")
