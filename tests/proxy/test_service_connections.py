@@ -89,6 +89,51 @@ async def test_who_comes_too_many_waits_for_one_that_ends() -> None:
     assert connections._open[API] == 0
 
 
+async def test_who_comes_while_others_are_let_in_is_not_forgotten() -> None:
+    connections = ServiceConnections(lambda: limits(max_connections_per_service=2))
+    leave = asyncio.Event()
+    inside: list[str] = []
+
+    async def one(name: str) -> None:
+        async with connections.room(API, LONG_S):
+            inside.append(name)
+            await leave.wait()
+
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        await first.enter_async_context(connections.room(API, LONG_S))
+        await second.enter_async_context(connections.room(API, LONG_S))
+        tasks = [asyncio.create_task(one(name)) for name in "ab"]
+        await asyncio.sleep(0)
+        # in one round of the loop: a is let in, c comes, b is let in
+        await first.aclose()
+        tasks.append(asyncio.create_task(one("c")))
+        await second.aclose()
+    await asyncio.sleep(0)
+    assert inside == ["a", "b"]
+    leave.set()
+    async with asyncio.timeout(LONG_S / 2):
+        await asyncio.gather(*tasks)
+    assert inside == ["a", "b", "c"]
+    assert not connections._waiting
+
+
+async def test_more_room_is_for_those_who_wait_already() -> None:
+    limit = limits(max_connections_per_service=1)
+    connections = ServiceConnections(lambda: limit)
+    order: list[int] = []
+
+    async def one(number: int) -> None:
+        async with connections.room(API, LONG_S):
+            order.append(number)
+
+    async with connections.room(API, LONG_S):
+        first = asyncio.create_task(one(1))
+        await asyncio.sleep(0)
+        limit = limits(max_connections_per_service=2)
+        await asyncio.gather(first, one(2))
+        assert order == [1, 2]
+
+
 async def test_nobody_waits_for_ever() -> None:
     connections = ServiceConnections(lambda: limits(max_connections_per_service=1))
     async with connections.room(API, LONG_S):

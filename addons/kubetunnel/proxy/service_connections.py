@@ -53,6 +53,7 @@ class ServiceConnections:
             self._leave(service)
 
     async def _enter(self, service: str, wait_s: float) -> None:
+        self._admit(service)  # the limit may be higher by now
         limit = self._limits().max_connections_per_service
         if self._open[service] < limit:
             self._open[service] += 1
@@ -77,19 +78,24 @@ class ServiceConnections:
                 ) from None
             raise
         finally:
-            if not waiting:
+            # by now it may be another queue than ours: who came when ours was empty began one
+            if not self._waiting.get(service):
                 self._waiting.pop(service, None)
 
     def _leave(self, service: str) -> None:
         self._open[service] -= 1
+        self._admit(service)
+        if not self._open[service]:
+            del self._open[service]
+
+    def _admit(self, service: str) -> None:
+        """Lets in who waits, in turn, as far as there is room."""
         waiting = self._waiting.get(service, ())
         while waiting and self._open[service] < self._limits().max_connections_per_service:
             room = waiting.popleft()
             if not room.done():
                 self._open[service] += 1
                 room.set_result(None)
-        if not self._open[service]:
-            del self._open[service]
 
     @property
     def in_use(self) -> int:
