@@ -105,7 +105,7 @@ class Playbook:
         return self.silences_s.get(connection, 0.0)
 
     def may_have_departed(self, client: Client) -> bool:
-        return True
+        return self.client.state is not ConnectionState.CAN_WRITE
 
     # events
 
@@ -123,6 +123,11 @@ class Playbook:
 
     def client_closes(self) -> None:
         self.client.state = ConnectionState.CLOSED
+        self.feed(events.ConnectionClosed(self.client))
+
+    def client_finishes(self) -> None:
+        """It sends no more, and reads on."""
+        self.client.state = ConnectionState.CAN_WRITE
         self.feed(events.ConnectionClosed(self.client))
 
     def upstream_closes(self, number: int = -1) -> None:

@@ -160,6 +160,21 @@ def test_pipelined_requests_are_answered_in_their_order() -> None:
     assert len(book.upstreams) == 1
 
 
+@pytest.mark.parametrize("rest", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nbo"])
+def test_who_pipelines_and_sends_no_more_gets_all_answers(rest: bytes) -> None:
+    book = Playbook()
+    book.from_client(GET.replace(b"/ ", b"/1 ") + GET.replace(b"/ ", b"/2 ") + rest)
+    book.client_finishes()
+    for number in (1, 2):
+        assert book.to_upstream() == GET.replace(b"/ ", b"/%d " % number)
+        assert book.client not in book.closed
+        book.from_upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number)
+        assert book.to_client().endswith(b"\r\n\r\n%d" % number)
+    assert book.client in book.closed
+    assert not book.to_upstream()
+    assert not book.layer.streams
+
+
 def test_who_pipelines_without_end_is_cut_off() -> None:
     book = Playbook()
     book.from_client(GET)

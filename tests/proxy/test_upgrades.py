@@ -54,6 +54,36 @@ def test_bytes_pass_both_ways_and_are_counted() -> None:
     assert not flow.live
 
 
+@pytest.mark.parametrize("first", [b"\r\n$ ", b"\n", b"\r\n"])
+def test_line_ends_behind_the_heads_are_data(first: bytes) -> None:
+    book = Playbook()
+    book.from_client(UPGRADE + first)
+    assert book.to_upstream() == UPGRADE
+    book.from_upstream(SWITCHED + first)
+    assert book.to_client() == SWITCHED + first
+    assert book.to_upstream() == first
+
+
+def test_a_client_that_sends_no_more_gets_the_rest() -> None:
+    book = upgraded()
+    book.client_finishes()
+    assert book.half_closed == book.upstreams
+    assert not book.closed
+    book.from_upstream(b"the rest")
+    assert book.to_client() == b"the rest"
+    book.upstream_closes()
+    assert book.client in book.closed
+    assert book.hook_names[-1] == "tcp_end"
+
+
+def test_a_client_that_sends_no_more_and_leaves_ends_it() -> None:
+    book = upgraded()
+    book.client_finishes()
+    book.client_closes()
+    assert book.upstreams[0] in book.closed
+    assert book.hook_names[-1] == "tcp_end"
+
+
 def test_what_is_kept_is_bounded() -> None:
     book = upgraded()
     flow = tcp_flow(book)
@@ -159,6 +189,12 @@ def test_a_huge_message_passes_as_it_comes(message: str | bytes, frame_bytes: in
     assert whole.endswith(socket.seen[-1])
     assert "1 long messages shown by their ends" in socket.book.flows[0].comment
     socket.send("and the next")
+
+
+def test_a_client_that_ends_without_a_close_frame_is_lost() -> None:
+    socket = Websocket()
+    socket.book.client_finishes()
+    assert socket.book.upstreams[0] in socket.book.closed
 
 
 def test_what_is_injected_into_a_huge_message_comes_behind_it() -> None:

@@ -56,6 +56,12 @@ class KubeHttp1Connection(Http1Connection):
             raise h11.RemoteProtocolError("chunk line or trailers too long")
         return part
 
+    def make_pipe(self) -> layer.CommandGenerator[None]:
+        """What follows is not HTTP. mitmproxy takes line ends at its beginning for superfluous; here they are data."""
+        self.state = self.passthrough
+        if rest := self.buf.maybe_extract_at_most(len(self.buf)):
+            yield from self.passthrough(events.DataReceived(self.conn, bytes(rest)))
+
     def close(self) -> layer.CommandGenerator[None]:
         """Ends the connection; what still comes of it concerns nobody."""
         self.state = self.done

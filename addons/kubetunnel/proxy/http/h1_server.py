@@ -209,7 +209,7 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
     def _closes_after_response(self) -> bool:
         assert self.request
         assert self.response
-        ends = self.client_finished or self._sent_framing == "close"
+        ends = (self.client_finished and not self.buf) or self._sent_framing == "close"
         return ends or asks_to_close(self.request) or asks_to_close(self.response)
 
     def _next_request(self) -> layer.CommandGenerator[None]:
@@ -220,3 +220,5 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
         self.state = self.read_headers
         if self.buf:
             yield from self.read_headers(events.DataReceived(self.conn, b""))
+            if self.client_finished and self.state in (self.read_headers, self.read_body):
+                yield from self.state(events.ConnectionClosed(self.conn))  # no more of it will come

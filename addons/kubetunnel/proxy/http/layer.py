@@ -37,6 +37,7 @@ from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.own import IsOwn, OwnStream
 from kubetunnel.proxy.http.request import NO_HOST as NO_HOST
 from kubetunnel.proxy.http.stream import KubeHttpStream
+from kubetunnel.proxy.http.upgraded import UpgradedLayer
 from kubetunnel.proxy.http.upstream_side import HttpPolicy as HttpPolicy
 from kubetunnel.proxy.http.upstream_side import UpstreamSide
 
@@ -114,8 +115,13 @@ class KubeHttpLayer(UpstreamSide):
         handler = self.connections.get(connection)
         if handler is None and connection == self.context.server:
             handler = yield from self._adopt(event)
-        if isinstance(event, events.ConnectionClosed) and self._is_half_closed(handler):
-            return
+        if isinstance(event, events.ConnectionClosed) and isinstance(handler, KubeHttp1Server):
+            upgraded = self._upgraded(handler)
+            if (upgraded or handler.awaits_answer) and self._is_half_closed():
+                handler.finish()
+                if upgraded and not upgraded.context.server.tls:
+                    yield commands.CloseTcpConnection(upgraded.context.server, half_close=True)
+                return
         if handler is not None:
             yield from self.event_to_child(handler, event)
         if isinstance(event, events.ConnectionClosed) and connection != self.context.client:
@@ -123,16 +129,18 @@ class KubeHttpLayer(UpstreamSide):
                 yield from self._unthrottle(stream_id)
             yield from self.forget_connection(connection)
 
-    def _is_half_closed(self, handler: layer.Layer | None) -> bool:
+    def _upgraded(self, handler: KubeHttp1Server) -> UpgradedLayer | None:
+        stream = self.streams.get(handler.stream_id)
+        above = stream.child_layer if isinstance(stream, KubeHttpStream) else None
+        return above if isinstance(above, UpgradedLayer) else None
+
+    def _is_half_closed(self) -> bool:
         """Whether this client only sends no more, and waits for the answer to what it sent."""
         client = self.context.client
-        if not isinstance(handler, KubeHttp1Server) or not handler.awaits_answer or self._reading is None:
-            return False
         # with TLS an end is an end, and of a client on another machine nobody can tell whether it is still there
-        if client.tls or client.state is not ConnectionState.CAN_WRITE or self._reading.may_have_departed(client):
+        if self._reading is None or client.tls or client.state is not ConnectionState.CAN_WRITE:
             return False
-        handler.finish()
-        return True
+        return not self._reading.may_have_departed(client)
 
     def _adopt(self, event: events.ConnectionEvent) -> layer.CommandGenerator[layer.Layer | None]:
         """An upstream that was opened before there was a request does something first: sends its SETTINGS, or ends."""

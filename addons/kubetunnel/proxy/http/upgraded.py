@@ -17,7 +17,10 @@ from kubetunnel.proxy.raw.traffic import Traffic, mark_failed
 
 
 class UpgradedLayer(layer.Layer):
-    """To be run inside of the exchange that was upgraded. An end of either side is the end of both."""
+    """To be run inside of the exchange that was upgraded. An end of either side is the end of both.
+
+    A client that only sends no more has not ended: `KubeHttpLayer` tells that, and passes it on.
+    """
 
     def __init__(self, context: Context, failures: Failures) -> None:
         super().__init__(context)
