@@ -220,12 +220,17 @@ async def test_a_client_that_stops_reading_stalls_nobody_and_is_bounded(forwards
     await until(lambda: not flood._connections)
 
 
-async def test_a_pod_that_reads_nothing_stops_its_client(forwards: LocalForwards) -> None:
+async def test_a_pod_that_reads_nothing_stops_its_client(
+    forwards: LocalForwards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubetunnel.forward.local_connection.STALLED_S", 0.2)
     listener = await listen(forwards, MUTE)
     _, writer = await connect(listener)
     writer.write(bytes(64 * MIB))
     connection = await first_connection(listener)
-    await until(lambda: connection.transport is not None and not connection.transport.is_reading())
+    await until(lambda: connection._stalled_timer is not None)
+    assert connection.transport is not None
+    assert not connection.transport.is_reading()
     writer.transport.abort()
     await until(lambda: not listener._connections)
 

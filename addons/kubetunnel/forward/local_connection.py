@@ -29,6 +29,7 @@ WRITE_BUFFER_BYTES = 512 * 1024  # two of an upstream's reads, so that one fills
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 1.0
 SILENT_LOOKS = 60
+STALLED_S = 10.0  # a pod that takes nothing for so long, of a client that has left, will not take the rest
 
 _LINGER_0_S = struct.pack("ii", 1, 0)  # struct linger of socket(7): on, 0 s: close() sends RST
 
@@ -65,6 +66,8 @@ class LocalConnection(asyncio.BufferedProtocol):
         self._heard = False
         self._silent_looks = 0
         self._look_timer: asyncio.TimerHandle | None = None
+        self._stalled_timer: asyncio.TimerHandle | None = None
+        self._gave_up = False
 
     # -- asyncio's side
 
@@ -107,11 +110,12 @@ class LocalConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._recognise(None)
-        if self._look_timer is not None:
-            self._look_timer.cancel()
+        for timer in (self._look_timer, self._stalled_timer):
+            if timer is not None:
+                timer.cancel()
         pod, self._pod = self._pod, None
         if pod is not None:
-            if exc is None:
+            if exc is None and not self._gave_up:
                 pod.transport.close()
             else:
                 pod.transport.abort()
@@ -146,6 +150,29 @@ class LocalConnection(asyncio.BufferedProtocol):
         """The pod's port took the connection for sure."""
         self._heard = True
         self.held = None
+
+    def hold_back(self) -> None:
+        """The pod does not take what comes: no more is read. That the client leaves is not seen then, but asked for."""
+        assert self.transport is not None  # noqa: S101
+        self.transport.pause_reading()
+        if self._stalled_timer is None:
+            self._stalled_timer = asyncio.get_running_loop().call_later(STALLED_S, self._give_up_stalled)
+
+    def go_on(self) -> None:
+        """The pod takes more."""
+        assert self.transport is not None  # noqa: S101
+        if self._stalled_timer is not None:
+            self._stalled_timer.cancel()
+            self._stalled_timer = None
+        self.transport.resume_reading()
+
+    def _give_up_stalled(self) -> None:
+        assert self.transport is not None  # noqa: S101
+        if self._listener.is_departed(self):
+            self._gave_up = True
+            self.transport.abort()
+        else:
+            self._stalled_timer = asyncio.get_running_loop().call_later(STALLED_S, self._give_up_stalled)
 
     def part(self) -> None:
         """The pod's side is gone, and another may come."""
@@ -254,12 +281,10 @@ class PodConnection(asyncio.Protocol):
             self.transport.write_eof()
 
     def pause_writing(self) -> None:
-        assert self._client.transport is not None  # noqa: S101
-        self._client.transport.pause_reading()
+        self._client.hold_back()
 
     def resume_writing(self) -> None:
-        assert self._client.transport is not None  # noqa: S101
-        self._client.transport.resume_reading()
+        self._client.go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         client = self._client
