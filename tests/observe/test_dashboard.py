@@ -106,8 +106,9 @@ async def test_a_service_that_is_gone_goes(page: Page, tunnel: DashboardServer) 
 async def test_forwards_dns_and_events_are_live_too(page: Page, tunnel: DashboardServer) -> None:
     await page.click("[data-nav=forwards]")
     await page.until("!document.querySelector('#no-forwards').hidden")
-    tunnel.send("forward", forward("api-1", state="broken", reason="the API server went away"))
-    await page.until("document.querySelector('#forwards').innerText.includes('the API server went away')")
+    went = "the API server went away"
+    tunnel.send("forward", forward("api-1", state="broken", reason=went, last_error=went, last_error_at=time.time()))
+    await page.until(f"document.querySelector('#forwards').innerText.split({went!r}).length === 2")  # told once
     tunnel.send("forward", forward("api-1", bytes_received=3 * 1024 * 1024))
     await page.until("document.querySelector('#forwards').innerText.includes('3.0 MiB')")
     tunnel.send("forward_gone", {"zone": "cluster.local", "namespace": "shop", "pod": "api-1"})
@@ -272,6 +273,14 @@ async def test_a_failed_action_is_told_as_text(page: Page, tunnel: DashboardServ
     assert await page.evaluate("document.querySelector('#notice img')") is None
     assert all("409" in complaint for complaint in page.complaints)
     page.complaints.clear()
+
+
+async def test_a_refresh_that_failed_is_no_success(page: Page, tunnel: DashboardServer) -> None:
+    tunnel.answer = 200, {"services": 2, "failed": ["No answer. See: kubectl cluster-info"]}
+    await page.click("#refresh")
+    await page.until("document.querySelector('#notice').dataset.tone === 'bad'")
+    assert await page.text("#notice-text") == "1 of 2 services could not be read. No answer."
+    assert await page.text("#notice-command") == "kubectl cluster-info"
 
 
 async def test_without_a_token_it_is_asked_for(browser: Chromium, tunnel: DashboardServer) -> None:

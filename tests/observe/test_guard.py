@@ -69,9 +69,9 @@ def test_reading(headers: dict[str, str], expected: str) -> None:
         ({"x_kube_tunnel_token": TOKEN, "origin": ORIGIN}, "ok"),
         ({"x_kube_tunnel_token": TOKEN}, "OriginMissing"),
         ({"origin": ORIGIN}, "TokenMissing"),
-        ({"x_kube_tunnel_token": "T0KEN", "origin": ORIGIN}, "TokenMissing"),
+        ({"x_kube_tunnel_token": "T0KEN", "origin": ORIGIN}, "TokenWrong"),
         ({"x_kube_tunnel_token": "", "origin": ORIGIN}, "TokenMissing"),
-        ({"x_kube_tunnel_token": "t\u00f6ken", "origin": ORIGIN}, "TokenMissing"),
+        ({"x_kube_tunnel_token": "t\u00f6ken", "origin": ORIGIN}, "TokenWrong"),
         ({"x_kube_tunnel_token": TOKEN, "origin": "http://evil.example"}, "ForeignOrigin"),
     ],
 )

@@ -69,6 +69,10 @@ class Guard:
         if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not is_public:
             raise _forbidden("ForeignOrigin", "Another site's page asks.")
         has_token = self._has_token(request)
+        if not is_safe and not has_token and request.headers.get(TOKEN_HEADER):
+            raise _forbidden(
+                "TokenWrong", "This is not the token of this tunnel, which makes another one at each start."
+            )
         if not is_safe and not has_token:
             raise _forbidden(
                 "TokenMissing",

@@ -52,7 +52,7 @@ async function send(method, path, body) {
 }
 
 // Does what a button says, once at a time, asks for the token where it is missing, and tells how it ended.
-// told(answer) -> the sentence for success, or [sentence, text to copy].
+// told(answer) -> the sentence for success, or [sentence, text to copy, tone].
 export async function act(button, doing, method, path, body, told) {
   if (button.getAttribute("aria-busy") === "true") return;
   button.setAttribute("aria-busy", "true");
@@ -66,8 +66,8 @@ export async function act(button, doing, method, path, body, told) {
       if (!(await askToken(error.message))) throw error;
       answer = await send(method, path, body);
     }
-    const [text, copyable] = [told(answer)].flat();
-    tell(text, copyable);
+    const [text, copyable, tone] = [told(answer)].flat();
+    tell(text, copyable, tone);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     tell(`${doing} failed. ${error.message}`, error.command, "bad");
@@ -185,6 +185,7 @@ export function closeListener(button, listener) {
 export function refresh(button) {
   return act(button, "Refreshing", "POST", "refresh", {}, ({ services, failed }) => {
     if (!failed?.length) return `${plural(services, "service")} read anew from the cluster.`;
-    return [`${failed.length} of ${plural(services, "service")} could not be read. ${failed[0]}`];
+    const [why, command] = failed[0].split(" See: "); // as the log has it
+    return [`${failed.length} of ${plural(services, "service")} could not be read. ${why}`, command, "bad"];
   });
 }

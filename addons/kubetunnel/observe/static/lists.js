@@ -68,7 +68,9 @@ function writeForward(fields, { forward, nowS }) {
   const error = forward.last_error
     ? `${forward.last_error}${forward.last_error_at ? ` (${age(forward.last_error_at, nowS)} ago)` : ""}`
     : "";
-  setText(fields.error, telling ? [forward.reason, error].filter(Boolean).join(" — ") : `Last error: ${error}`);
+  const isTold = forward.last_error.startsWith(forward.reason); // the error is the reason
+  const why = isTold ? [error] : [forward.reason, error];
+  setText(fields.error, telling ? why.filter(Boolean).join(" — ") : `Last error: ${error}`);
 }
 
 function writeListener(fields, listener) {
