@@ -55,6 +55,7 @@ def service(name: str, namespace: str = "shop", **facts: Any) -> Json:
         "p50_ms": 3.2,
         "p99_ms": 41.0,
         "sparkline": [(7 * i) % 13 for i in range(60)],
+        "command": f"kubectl -n {namespace} get pods -l app={name}",
         "last_error": None,
     } | facts
 

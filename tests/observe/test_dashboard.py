@@ -98,6 +98,25 @@ async def test_the_gravest_fault_is_told_first(page: Page, tunnel: DashboardServ
     assert await page.text("#services [data-f=errors]") == "\u2013"
 
 
+async def test_the_remedy_is_of_the_fault_that_is_told(page: Page, tunnel: DashboardServer) -> None:
+    """Not of what a client was told last, which may be about something else, and over."""
+    old = {"reason": "ClusterUnreachable", "detail": "No answer.", "command": "cluster-info", "at": time.time() - 90}
+    cart = service("cart", "store", health="degraded", last_error=old)
+    cart["pods"][1]["failing"] = "port 9999: Nothing listens there."
+    tunnel.send("service", cart)
+    await shows_rows(page, "cart", "api")
+    row = await page.text("#services .problem")
+    assert "Health checks of a port fail. cart-2, port 9999: Nothing listens there." in row
+    assert "kubectl -n store get pods -l app=cart" in row
+    assert "No answer" not in row
+    tunnel.send("service", broken("cart", "store", last_error=old, error_rate=0.0))
+    await page.until("document.querySelector('#services .problem').innerText.includes('None of 2 pods is ready.')")
+    assert "No answer" not in await page.text("#services .problem")
+    tunnel.send("service", service("cart", "store", error_rate=0.6, last_error=old))
+    await page.until("document.querySelector('#services .problem').innerText.includes('No answer. 1 min ago')")
+    assert "cluster-info" in await page.text("#services .problem")
+
+
 async def test_a_service_that_is_gone_goes(page: Page, tunnel: DashboardServer) -> None:
     tunnel.send("service_gone", {"zone": "cluster.local", "namespace": "shop", "service": "api"})
     await shows_rows(page, "cart")
@@ -356,6 +375,15 @@ async def test_a_page_for_one_service(page: Page, tunnel: DashboardServer) -> No
     await page.until("document.querySelector('#s-status').textContent === 'Healthy'")
     tunnel.send("service_gone", {"zone": "cluster.local", "namespace": "store", "service": "cart"})
     await page.until("!document.querySelector('#no-such-service').hidden")
+
+
+async def test_the_page_of_a_service_without_pods_and_ports(page: Page, tunnel: DashboardServer) -> None:
+    command = "kubectl --context kind-dev -n store get service cart"
+    tunnel.send("service", service("cart", "store", pods=[], ready=0, total=0, ports=[], command=command))
+    await page.evaluate("location.hash = '#/service/cluster.local/store/cart'")
+    await page.until("!document.querySelector('#no-pods').hidden")
+    assert await page.text("#pods-command") == command
+    assert await page.evaluate("document.querySelector('#ports').hidden")
 
 
 async def test_a_theme_is_kept(page: Page, tunnel: DashboardServer) -> None:

@@ -147,7 +147,7 @@ def _of_hostname(
     there = f"it has {_some(hostnames)}" if hostnames else "it has no endpoints"
     raise ServiceNotFound(
         f"Service {service.namespace}/{service.name} has no Pod with the hostname {hostname}: {there}.",
-        command=_show_pods(service),
+        command=show_pods(service),
     )
 
 
@@ -179,13 +179,13 @@ def _refusal(
         )
     if not there:
         cause = "its selector matches no Pod" if service.selector else "it has no selector"
-        return NoReadyEndpoints(f"{name} has no endpoints, 0 not ready: {cause}.", command=_show_pods(service))
+        return NoReadyEndpoints(f"{name} has no endpoints, 0 not ready: {cause}.", command=show_pods(service))
     terminating = {_identity(endpoint) for endpoint in there if endpoint.terminating}
     not_ready = {_identity(endpoint) for endpoint in there} - terminating
     return NoReadyEndpoints(
         f"{name} has {_count(there)}, none of them ready: {len(not_ready)} not ready, {len(terminating)} terminating "
         f"({_some(sorted(not_ready | terminating))}).",
-        command=_show_pods(service),
+        command=show_pods(service),
     )
 
 
@@ -207,8 +207,11 @@ def _show_slices(service: Service) -> str:
     return f"kubectl -n {service.namespace} get endpointslices -l kubernetes.io/service-name={service.name}"
 
 
-def _show_pods(service: Service) -> str:
-    """Pods rather than EndpointSlices where there is a selector: their list says why one is not ready."""
+def show_pods(service: Service) -> str:
+    """The command that shows what stands behind a Service.
+
+    Pods rather than EndpointSlices where there is a selector: their list says why one is not ready.
+    """
     if not service.selector:
         return _show_slices(service)
     selector = ",".join(f"{key}={value}" for key, value in sorted(service.selector.items()))

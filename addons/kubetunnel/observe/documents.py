@@ -10,7 +10,7 @@ from typing import Any
 
 from kubetunnel import __version__
 from kubetunnel.core.catalog import Endpoint, ServiceState
-from kubetunnel.core.endpoints import takes_requests
+from kubetunnel.core.endpoints import show_pods, takes_requests
 from kubetunnel.core.health import HealthRecord, pod_health, service_health
 from kubetunnel.core.names import ServiceName
 from kubetunnel.local_ports import LocalPort, LocalPorts
@@ -178,8 +178,14 @@ class Documents:
             "ready": len(ready),
             "total": len(pods),
             "streams": sum(pod["streams"] for pod in pods),
+            "command": self._aimed(key.zone, _shows(key, state)),
             **self._rates(traffic),
         }
+
+    def _aimed(self, zone: str, command: str) -> str:
+        """The kubectl command with the zone's kubeconfig and context, where they were given."""
+        kubectl = self._clusters.of(zone).kubectl if zone in self._clusters.zones else "kubectl"
+        return kubectl + command.removeprefix("kubectl")
 
     def _rates(self, traffic: ServiceTraffic | None) -> Json:
         if traffic is None:
@@ -232,6 +238,12 @@ def event_json(event: Event) -> Json:
 
 def _key_json(key: ServiceKey) -> Json:
     return key._asdict()
+
+
+def _shows(key: ServiceKey, state: ServiceState | None) -> str:
+    if state is None or state.service.type == "ExternalName":
+        return f"kubectl -n {key.namespace} get service {key.service}"
+    return show_pods(state.service)
 
 
 def _is_service(key: ServiceKey) -> bool:

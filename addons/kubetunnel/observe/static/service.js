@@ -3,7 +3,7 @@
 import { closeForward, copy, openListener } from "/dashboard/actions.js";
 import { $, Rows, drawCounts, setAttr, setBadge, setText, show } from "/dashboard/dom.js";
 import { podKey } from "/dashboard/feed.js";
-import { age, count, errorRate, ms, quoted, rate, tryLine } from "/dashboard/format.js";
+import { age, count, errorRate, ms, rate, tryLine } from "/dashboard/format.js";
 import { FORWARD_TONES, HEALTH_TONES, HEALTH_WORDS, isClosable, judge } from "/dashboard/status.js";
 
 export class ServiceView {
@@ -47,11 +47,11 @@ export class ServiceView {
     );
     show($("pods"), pods.length > 0);
     show($("no-pods"), pods.length === 0);
-    setText(
-      $("pods-command"),
-      `kubectl -n ${quoted(namespace)} get endpointslices -l ${quoted(`kubernetes.io/service-name=${name}`)}`,
-    );
-    this.ports.render((service.ports ?? []).map((port) => [`${port.protocol}/${port.port}`, { service, port }]));
+    setText($("pods-command"), service.command);
+    const ports = service.ports ?? [];
+    this.ports.render(ports.map((port) => [`${port.protocol}/${port.port}`, { service, port }]));
+    show($("ports"), ports.length > 0); // none: an alias, or deleted meanwhile
+    show($("ports-title"), ports.length > 0);
     return {
       title: service.service,
       lead: `in ${[namespace, service.zone].join(", ")}${service.address ? `, at ${service.address}` : ""}`,

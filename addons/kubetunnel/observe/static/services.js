@@ -141,7 +141,7 @@ function begin(fields, row) {
 }
 
 function write(fields, { service, judged, zones, nowS }) {
-  const { ready, total, error_rate: errors, last_error: error } = service;
+  const { ready, total, error_rate: errors } = service;
   setBadge(fields.status, judged.status.tone, judged.status.word);
   setText(fields.link, service.service);
   setAttr(fields.link, "href", serviceHash(service));
@@ -173,8 +173,8 @@ function write(fields, { service, judged, zones, nowS }) {
   if (!troubled) return;
   // the figures beside it, in their colours, tell the rest
   setText(fields.reasons, `${judged.reasons[0]}.`);
-  setText(fields.detail, error?.detail);
-  setText(fields.when, error?.at ? `${age(error.at, nowS)} ago` : "");
-  setText(fields.command, error?.command);
-  show(fields.remedy, Boolean(error?.command));
+  setText(fields.detail, judged.detail);
+  setText(fields.when, judged.at ? `${age(judged.at, nowS)} ago` : "");
+  setText(fields.command, judged.command);
+  show(fields.remedy, Boolean(judged.command));
 }

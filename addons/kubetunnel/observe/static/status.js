@@ -18,32 +18,43 @@ const MOST_FAIL = 0.5; // of the requests: it fails
 const SOME_FAIL = 0.05; // of the requests: worth a look
 const RECENT_S = 60; // an error this new is worth a look, however few they are
 
-// -> {status, rank, reasons}: reasons are sentences without their stop, the gravest first; none where all is well.
+// -> {status, rank, reasons, detail, command, at}: reasons are sentences without their stop, the gravest first; none
+// where all is well. detail and command belong to the gravest: a client's error that is about something else, or was
+// mended since, would lead astray.
 export function judge(service, nowS) {
   const faults = [];
-  const found = (id, reason) => faults.push({ rank: STATUS[id].rank, reason });
+  const found = (id, about, reason) => faults.push({ rank: STATUS[id].rank, about, reason });
   const { ready = 0, total = 0, error_rate: errors = 0 } = service;
   const pods = service.pods ?? [];
   const sick = pods.filter((pod) => pod.health === "unhealthy").length;
 
   if (total > 0 && ready === 0)
-    found("failing", total === 1 ? "Its only pod is not ready" : `None of ${total} pods is ready`);
+    found("failing", "pods", total === 1 ? "Its only pod is not ready" : `None of ${total} pods is ready`);
   else if (ready < total)
-    found("degraded", `${total - ready} of ${total} pods ${total - ready === 1 ? "is" : "are"} not ready`);
-  else if (total === 0 && service.health === "unhealthy") found("failing", "No pod stands behind it");
+    found("degraded", "pods", `${total - ready} of ${total} pods ${total - ready === 1 ? "is" : "are"} not ready`);
+  else if (total === 0 && service.health === "unhealthy") found("failing", "pods", "No pod stands behind it");
 
   // without a ready pod nothing is checked
-  if (service.health === "unhealthy" && ready > 0) found("failing", "Health checks fail");
-  else if (sick > 0) found("degraded", `Health checks fail on ${sick} of ${pods.length} pods`);
-  else if (service.health === "degraded") found("degraded", "Health checks fail on some pods");
+  if (service.health === "unhealthy" && ready > 0) found("failing", "checks", "Health checks fail");
+  else if (sick > 0) found("degraded", "checks", `Health checks fail on ${sick} of ${pods.length} pods`);
+  else if (service.health === "degraded") found("degraded", "checks", "Health checks of a port fail");
 
-  if (errors >= MOST_FAIL) found("failing", `${Math.round(errors * 100)}\u00a0% of requests fail`);
-  else if (errors >= SOME_FAIL) found("degraded", `${Math.round(errors * 100)}\u00a0% of requests fail`);
+  if (errors >= MOST_FAIL) found("failing", "requests", `${Math.round(errors * 100)}\u00a0% of requests fail`);
+  else if (errors >= SOME_FAIL) found("degraded", "requests", `${Math.round(errors * 100)}\u00a0% of requests fail`);
 
-  if (faults.length === 0 && isRecent(service.last_error, nowS)) found("degraded", "Failed less than a minute ago");
+  if (faults.length === 0 && isRecent(service.last_error, nowS)) found("degraded", "requests", "Failed less than a minute ago");
   faults.sort((a, b) => a.rank - b.rank);
   const rank = faults[0]?.rank ?? (service.health === "healthy" ? STATUS.healthy.rank : STATUS.unchecked.rank);
-  return { status: STATUSES[rank], rank, reasons: faults.map(({ reason }) => reason) };
+  const reasons = faults.map(({ reason }) => reason);
+  return { status: STATUSES[rank], rank, reasons, ...told(faults[0]?.about, service) };
+}
+
+function told(about, { pods = [], last_error: error, command }) {
+  const failing = pods.find((pod) => pod.failing);
+  if (about === "checks") return { detail: failing ? `${failing.pod}, ${failing.failing}` : "", command };
+  if (error && (about === "requests" || error.reason === "NoReadyEndpoints"))
+    return { detail: error.detail, command: error.command, at: error.at };
+  return { detail: "", command };
 }
 
 function isRecent(error, nowS) {
