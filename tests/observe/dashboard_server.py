@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from kubetunnel.observe.feed import HEARTBEAT_S
 from kubetunnel.observe.replies import POLICY
 
 STATIC = Path(__file__).resolve().parents[2] / "addons" / "kubetunnel" / "observe" / "static"
@@ -102,10 +103,12 @@ class DashboardServer:
         state: what a snapshot says.
         asked: (method, path, body) of the actions that were let in.
         answer: what the next actions are answered: status and body.
+        hangs: True: it gives no sign of life.
     """
 
     def __init__(self, services: list[Json] | None = None) -> None:
         self.state: Json = {
+            "alive": {"status": "ok", "context": "kind-dev"},
             "services": services or [],
             "forwards": [],
             "listeners": [],
@@ -121,6 +124,7 @@ class DashboardServer:
         }
         self.asked: list[tuple[str, str, Any]] = []
         self.answer: tuple[int, Json] = 200, {}
+        self.hangs = False  # True: no sign of life
         self.port = 0
         self._was_asked = asyncio.Event()
         self.streams_opened = 0
@@ -193,13 +197,23 @@ class DashboardServer:
         self._streams.add(stream)
         self.streams_opened += 1
         try:
-            while (event := await stream.get()) is not None:
+            while (event := await self._next(stream)) is not None:
                 await response.write(f"event: {event[0]}\ndata: {json.dumps(event[1])}\n\n".encode())
         except ConnectionError:
             pass  # the page went
         finally:
             self._streams.discard(stream)
         return response
+
+    async def _next(self, stream: asyncio.Queue[tuple[str, Json | None] | None]) -> tuple[str, Json | None] | None:
+        """What was sent; where that is nothing, a sign of life, unless the tunnel is to hang."""
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT_S):
+                    return await stream.get()
+            except TimeoutError:
+                if not self.hangs:
+                    return "alive", self.state["alive"]
 
     async def _action(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("X-Kube-Tunnel-Token") != TOKEN:

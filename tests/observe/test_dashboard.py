@@ -248,6 +248,30 @@ async def test_it_comes_back_by_itself(page: Page, tunnel: DashboardServer) -> N
     page.complaints.clear()
 
 
+async def test_a_tunnel_that_hangs_is_told_of(page: Page, tunnel: DashboardServer) -> None:
+    """Its connection stays open; nothing but the silence tells."""
+    await page.until("document.body.dataset.feed === 'live'")
+    tunnel.hangs = True
+    quick = "window.setTimeout = ((wait) => (done, ms) => wait(done, ms > 15_000 ? 100 : ms))(setTimeout)"
+    await page.evaluate(quick)  # only the patience with a silent tunnel is so long
+    tunnel.send("alive", {"status": "ok"})
+    await page.until("document.body.dataset.feed === 'lost'")
+    assert "Disconnected since" in await page.text("#lost")
+
+
+async def test_a_cluster_that_is_away_is_told_above_all(page: Page, tunnel: DashboardServer) -> None:
+    away = {"status": "unreachable", "reason": "ClusterUnreachable", "detail": f"No answer. {MARKUP}"}
+    tunnel.send("alive", away | {"command": "kubectl cluster-info"})
+    await page.until("!document.querySelector('#away').hidden")
+    assert await page.text("#away p") == f"Requests cannot reach the cluster. No answer. {MARKUP}"
+    await page.click("#away-copy")
+    await page.until("document.querySelector('#away-copy').innerText === 'Copied'")
+    tunnel.send("alive", away | {"command": None})
+    await page.until("document.querySelector('#away-remedy').hidden")
+    tunnel.send("alive", {"status": "ok", "context": "kind-dev"})
+    await page.until("document.querySelector('#away').hidden")
+
+
 async def test_the_token_leaves_the_address_and_goes_with_actions(page: Page, tunnel: DashboardServer) -> None:
     assert "token" not in await page.evaluate("location.href")
     listener = {"id": "7", "target": "svc/api", "namespace": "shop", "port": 80, "address": "127.0.0.1:39121"}

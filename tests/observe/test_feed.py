@@ -16,6 +16,7 @@ class Documents:
     def __init__(self) -> None:
         self.all: dict[str, list[dict[str, Any]]] = {"services": [], "forwards": [], "listeners": []}
         self.dns_document: dict[str, Any] | None = None
+        self.alive: dict[str, Any] = {"status": "ok"}
 
     def tunnel(self) -> dict[str, Any]:
         return {"version": "1"}
@@ -42,7 +43,8 @@ def service(name: str, streams: int = 0) -> dict[str, Any]:
 
 def make() -> tuple[Documents, EventLog, Feed]:
     documents, events = Documents(), EventLog()
-    return documents, events, Feed(documents, events)  # type: ignore[arg-type]  # facts, however they are made
+    feed = Feed(documents, events, lambda: documents.alive)  # type: ignore[arg-type]  # facts, however they are made
+    return documents, events, feed
 
 
 async def read(client: FeedClient) -> list[tuple[str, Any]]:
@@ -64,15 +66,16 @@ async def test_a_snapshot_and_then_what_changes() -> None:
     assert client is not None
     ((kind, snapshot),) = await read(client)
     assert kind == "snapshot"
-    assert set(snapshot) == {"tunnel", "services", "forwards", "listeners", "dns", "events"}
+    assert set(snapshot) == {"tunnel", "alive", "services", "forwards", "listeners", "dns", "events"}
     feed.look()
-    assert await client.chunk(0.01) == b": still here\n\n"  # nothing changed
+    assert await client.chunk(0.01) == b'event: alive\ndata: {"status":"ok"}\n\n'  # nothing changed
     documents.all["services"] = [service("api", streams=1), service("cart")]
     events.add("error", "<b>db</b>\n\nevent: snapshot\ndata: {}")
     documents.dns_document = {"cached": 1}
+    documents.alive = {"status": "unreachable", "detail": "nobody there"}
     feed.look()
     messages = await read(client)
-    assert [kind for kind, _ in messages] == ["service", "service", "service_gone", "dns", "event"]
+    assert [kind for kind, _ in messages] == ["service", "service", "service_gone", "dns", "alive", "event"]
     assert [data["service"] for kind, data in messages if kind.startswith("service")] == ["api", "cart", "db"]
     assert messages[-1][1]["text"] == "<b>db</b>\n\nevent: snapshot\ndata: {}"  # cannot make messages of its own
 
@@ -89,7 +92,7 @@ async def test_who_comes_later_gets_the_whole_and_the_others_what_changed_meanwh
     ((_, snapshot),) = await read(second)
     assert len(snapshot["services"]) == 1
     feed.look()
-    assert await second.chunk(0.01) == b": still here\n\n"
+    assert await second.chunk(0.01) == b'event: alive\ndata: {"status":"ok"}\n\n'
 
 
 async def test_there_is_a_limit() -> None:

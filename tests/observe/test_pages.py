@@ -378,7 +378,7 @@ def test_refresh(tunnel: Tunnel, token: str) -> None:
 @contextlib.contextmanager
 def listening(tunnel: Tunnel, *arguments: str) -> Iterator[queue.Queue[tuple[str, Any]]]:
     """curl -N at the event stream, and its messages as they come."""
-    command = ["curl", "-q", "-sSN", "--max-time", "30", *arguments, tunnel.url + "/api/v1/events"]
+    command = ["curl", "-q", "-sSN", "--max-time", "60", *arguments, tunnel.url + "/api/v1/events"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=without_proxies())
     messages: queue.Queue[tuple[str, Any]] = queue.Queue()
 
@@ -403,8 +403,13 @@ def listening(tunnel: Tunnel, *arguments: str) -> Iterator[queue.Queue[tuple[str
         process.stdout.close()
 
 
-def next_of(messages: queue.Queue[tuple[str, Any]], kind: str, fits: Callable[[Any], bool] = lambda data: True) -> Any:
-    deadline = time.monotonic() + 8
+def next_of(
+    messages: queue.Queue[tuple[str, Any]],
+    kind: str,
+    fits: Callable[[Any], bool] = lambda data: True,
+    timeout_s: float = 8.0,
+) -> Any:
+    deadline = time.monotonic() + timeout_s
     while True:
         found, data = messages.get(timeout=max(0.1, deadline - time.monotonic()))
         if found == kind and fits(data):
@@ -452,7 +457,14 @@ async def test_health_turns_when_pods_and_cluster_go(tmp_path: Path) -> None:
             await cluster.set_ready("other", "echo", False)
             await asyncio.to_thread(until, lambda: health() == "unhealthy" or None)
             assert (await asyncio.to_thread(ask, tunnel, "/health")).status == 200
-            await cluster.stop_api()
+            echo = (await asyncio.to_thread(ask, tunnel, "/api/v1/services/cluster.local/other/echo")).json
+            assert echo["command"] == f"kubectl --kubeconfig {tmp_path / 'config'} -n other get pods -l app=echo"
+            with listening(tunnel) as messages:
+                assert (await asyncio.to_thread(next_of, messages, "snapshot"))["alive"]["status"] == "ok"
+                await cluster.stop_api()
+                away = await asyncio.to_thread(next_of, messages, "alive", lambda alive: alive["status"] != "ok", 30.0)
+            jsonschema.validate(away, schema("Alive"))
+            assert away["reason"] == "ClusterUnreachable"
             await asyncio.to_thread(until, lambda: ask(tunnel, "/health").status == 503 or None, 12.0)
             assert (await asyncio.to_thread(ask, tunnel, "/health")).json["reason"] == "ClusterUnreachable"
             assert (await asyncio.to_thread(ask, tunnel, "/metrics")).status == 200

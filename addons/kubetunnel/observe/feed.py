@@ -1,6 +1,8 @@
 """The event stream of the API (server-sent events, HTML Living Standard 9.2): a snapshot, then what changes.
 
 What changed is found out once a second, once for all who listen; who reads too slowly is cut off and comes again.
+A browser does not tell its page of comments, so the sign of life in between is a message: the page can tell a tunnel
+in which nothing happens from one that hangs.
 """
 
 from __future__ import annotations
@@ -8,20 +10,26 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from kubetunnel.observe.documents import Documents, Json, event_json
 from kubetunnel.observe.event_log import EventLog
 
 MAX_CLIENTS = 32
-HEARTBEAT_S = 15.0
+HEARTBEAT_S = 5.0  # the dashboard waits for three of them
 _MAX_WAITING = 5000  # messages for one client
 
 
 class FeedClient:
-    """Who listens. `changed` is set when there is something to send, or the end."""
+    """Who listens. `changed` is set when there is something to send, or the end.
 
-    def __init__(self) -> None:
+    Args:
+        beat: what is sent where nothing else was.
+    """
+
+    def __init__(self, beat: Callable[[], bytes]) -> None:
+        self._beat = beat
         self.waiting: deque[bytes] = deque()
         self.changed = asyncio.Event()
         self.ended = False
@@ -38,12 +46,12 @@ class FeedClient:
         self.changed.set()
 
     async def chunk(self, heartbeat_s: float = HEARTBEAT_S) -> bytes | None:
-        """What there is to send, a comment where there was nothing for so long; None: no more."""
+        """What there is to send, a sign of life where there was nothing for so long; None: no more."""
         try:
             async with asyncio.timeout(heartbeat_s):
                 await self.changed.wait()
         except TimeoutError:
-            return b": still here\n\n"
+            return self._beat()
         self.changed.clear()
         if self.ended:
             return None
@@ -53,9 +61,15 @@ class FeedClient:
 
 
 class Feed:
-    """All who listen."""
+    """All who listen.
 
-    def __init__(self, documents: Documents, events: EventLog) -> None:
+    Args:
+        alive: what /health told last.
+    """
+
+    def __init__(self, documents: Documents, events: EventLog, alive: Callable[[], Json]) -> None:
+        self._alive = alive
+        self._told_alive: Json = alive()
         self._documents = documents
         self._events = events
         self._clients: set[FeedClient] = set()
@@ -63,20 +77,27 @@ class Feed:
         self._dns: Json | None = None
         self._event_number = 0
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._clients)
+
     def join(self) -> FeedClient | None:
         """One more; None: there are too many."""
         if len(self._clients) >= MAX_CLIENTS:
             return None
         if not self._clients:
             self._known, self._dns, self._event_number = self._state(), self._documents.dns(), self._events.number
+            self._told_alive = self._alive()
         else:
             self.look()
-        client = FeedClient()
+        client = FeedClient(lambda: _message("alive", self._alive()))
         client.put(
             _message(
                 "snapshot",
                 {
                     "tunnel": self._documents.tunnel(),
+                    "alive": self._told_alive,
                     "services": list(self._known["service"].values()),
                     "forwards": list(self._known["forward"].values()),
                     "listeners": list(self._known["listener"].values()),
@@ -105,6 +126,9 @@ class Feed:
         dns = self._documents.dns()
         if dns != self._dns:
             messages.append(_message("dns", dns))
+        if (alive := self._alive()) != self._told_alive:
+            messages.append(_message("alive", alive))
+            self._told_alive = alive
         messages += [_message("event", event_json(event)) for event in self._events.since(self._event_number)]
         self._known, self._dns, self._event_number = state, dns, self._events.number
         for message in messages:

@@ -1,7 +1,7 @@
 """Watching the tunnel: counts, health, pages and their API, as one object to wire.
 
 One task looks after it all once a second: what the forwards' counters are, which checks are due, and what has changed
-for those who listen.
+for those who listen. For them another one asks whether the cluster can be reached, which may take its time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 1.0
 ALIVE_MEMORY_S = 5.0  # /health may be asked as often as anybody likes
+_ALIVE_STALE_S = 60.0  # longer than it takes to ask a cluster that is far away
 FORGET_S = 3600.0  # a Service that nobody used for so long is shown no more
 
 
@@ -89,7 +90,8 @@ class Observe:
         self._documents = Documents(
             clusters, self._traffic, self._known, self._forwards, self._checks, naming, local_ports, self._events
         )
-        self._feed = Feed(self._documents, self._events)
+        self._alive: _Alive | None = None
+        self._feed = Feed(self._documents, self._events, self._known_alive)
         metrics = Metrics(self._traffic, self._forwards, self._known, self._checks, naming, watch_restarts)
         api = Api(clusters, self._documents, self._known, local_ports, self._checks, api_description())
         guard = Guard(token, open_to_others=open_to_others, permits=permits)
@@ -98,9 +100,8 @@ class Observe:
             Recording(self._traffic, self._events, router, upstreams),
             Pages(guard, api, self._documents, self._feed, metrics, self._is_alive),
         ]
-        self._alive: _Alive | None = None
         self._asking = asyncio.Lock()
-        self._looking: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._is_ending = False
 
     def is_unhealthy(self, forwards: PodStreams, pod_port: PodPort) -> bool:
@@ -123,24 +124,28 @@ class Observe:
 
     def start(self) -> None:
         """Begins to look."""
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look(), name="observing")
+        if not self._tasks:
+            loop = asyncio.get_running_loop()
+            self._tasks = [
+                loop.create_task(self._each_second(self._look_once), name="observing"),
+                loop.create_task(self._each_second(self._ask_for_listeners), name="asking the cluster"),
+            ]
 
     async def aclose(self) -> None:
         """Ends checks and event streams."""
         self._is_ending = True
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._feed.close()
         self._known.close()
         await self._checks.aclose()
 
-    async def _look(self) -> None:
+    async def _each_second(self, look: Callable[[], Awaitable[None]]) -> None:
         """Supervision point: a defect here costs a look, not the tunnel."""
         while True:
             try:
-                await self._look_once()
+                await look()
             except Exception:
                 logger.exception("Looking at the tunnel's state failed.")
             await asyncio.sleep(LOOK_INTERVAL_S)
@@ -173,6 +178,17 @@ class Observe:
         if self._is_ending:
             return {"status": "ending", "detail": "The tunnel is ending."}
         return self._alive.document
+
+    async def _ask_for_listeners(self) -> None:
+        if self._feed.is_heard:
+            await self._is_alive()
+
+    def _known_alive(self) -> dict[str, Any]:
+        """What /health told last, if it is not from long ago."""
+        known = self._alive
+        if known is None or time.monotonic() - known.at_s > _ALIVE_STALE_S:
+            return {"status": "ok"}
+        return known.document
 
     async def _ask_cluster(self) -> dict[str, Any]:
         try:

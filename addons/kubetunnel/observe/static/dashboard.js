@@ -43,6 +43,7 @@ function matcher() {
 function draw() {
   if (!state.known) return;
   const nowS = Date.now() / 1000;
+  drawAlive(state.alive);
   const matches = matcher();
   const services = views.services.render(state, matches, nowS);
   const events = views.events.render(state, matches);
@@ -67,6 +68,15 @@ function draw() {
   // the first one is read with the page
   if (told !== null && services.title !== told) setText($("announce"), services.title);
   told = services.title;
+}
+
+// Above all views: where the cluster is away, that is what is wrong with every service.
+function drawAlive({ status, detail, command }) {
+  setText($("away-text"), status === "unreachable" ? "Requests cannot reach the cluster." : "");
+  setText($("away-detail"), detail);
+  setText($("away-command"), command);
+  show($("away-remedy"), Boolean(command));
+  show($("away"), status !== "ok");
 }
 
 function linkChanged() {
@@ -132,6 +142,7 @@ function wire() {
   });
   $("filter").addEventListener("input", draw);
   $("refresh").addEventListener("click", () => refresh($("refresh")));
+  $("away-copy").addEventListener("click", () => copy($("away-copy"), $("away-command").textContent));
   $("reconnect").addEventListener("click", () => feed.hurry());
   $("first-request-copy").addEventListener("click", () =>
     copy($("first-request-copy"), $("first-request").textContent),

@@ -11,9 +11,11 @@ const KINDS = [
   "listener",
   "listener_gone",
   "dns",
+  "alive",
   "event",
 ];
 const OPEN_TIMEOUT_MS = 10_000;
+const SILENCE_MS = 16_000; // the tunnel says something every 5 s: it hangs, or the connection died unnoticed
 const FIRST_DELAY_MS = 1_000;
 const DELAY_CAP_MS = 15_000;
 const EVENTS_KEPT = 200;
@@ -27,6 +29,7 @@ export class State {
   forwards = new Map();
   listeners = new Map();
   dns = null;
+  alive = { status: "ok" }; // whether requests can reach the cluster
   events = []; // newest first
   tunnel = {};
   known = false; // a snapshot has come
@@ -38,6 +41,7 @@ export class State {
         this.forwards = keyed(data.forwards, podKey);
         this.listeners = keyed(data.listeners, ({ id }) => String(id));
         this.dns = data.dns ?? null;
+        this.alive = data.alive ?? { status: "ok" };
         this.events = [];
         for (const event of data.events ?? []) this.happened(event);
         this.tunnel = data.tunnel ?? {};
@@ -63,6 +67,9 @@ export class State {
         break;
       case "dns":
         this.dns = data;
+        break;
+      case "alive":
+        this.alive = data;
         break;
       case "event":
         this.happened(data);
@@ -99,6 +106,7 @@ export class Feed {
     this.source.onerror = () => this.failed();
     for (const kind of KINDS) {
       this.source.addEventListener(kind, (message) => {
+        this.heard();
         this.state.apply(kind, JSON.parse(message.data));
         this.onChange();
       });
@@ -107,11 +115,16 @@ export class Feed {
   }
 
   opened() {
-    clearTimeout(this.timer);
+    this.heard();
     this.failures = 0;
     this.link = "live";
     this.lostSince = null;
     this.onLink();
+  }
+
+  heard() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.failed(), SILENCE_MS);
   }
 
   failed() {
