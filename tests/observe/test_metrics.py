@@ -7,8 +7,9 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from kubetunnel.core.catalog import Service, ServiceState
 from kubetunnel.core.settings import Settings
 from kubetunnel.observe.event_log import EventLog
 from kubetunnel.observe.forward_totals import ForwardTotals
@@ -52,11 +54,16 @@ class Names:
 
 
 @pytest.fixture
-def metrics() -> Metrics:
+def known() -> KnownServices:
+    return KnownServices(EventLog())
+
+
+@pytest.fixture
+def metrics(known: KnownServices) -> Metrics:
     settings = Settings()
     clusters = Clusters(settings)
     events, traffic = EventLog(), Traffic()
-    known, forwards = KnownServices(events), ForwardTotals(events)
+    forwards = ForwardTotals(events)
     checks = HealthChecks(Router(settings, clusters), traffic, events, HealthPolicy, lambda key, port: _no_check())
     key = ServiceKey("cluster.local", "shop", 'a"pi\n\\')  # no Service is named so; a label may hold anything
     service = traffic.of(key)
@@ -120,6 +127,22 @@ def test_values(metrics: Metrics) -> None:
     assert value("kube_tunnel_watch_restarts", "kube_tunnel_watch_restarts_total", zone="cluster.local") == 2
     assert value("kube_tunnel_dns_answers", "kube_tunnel_dns_answers_total", type="A", code="NOERROR") == 3
     assert metrics.totals()["requests"] == {"200": 1.0, "14": 1.0}
+
+
+def test_an_alias_is_not_told_to_be_without_endpoints(metrics: Metrics, known: KnownServices) -> None:
+    """Or the alert for Services that are would be of it, too."""
+    told: list[Callable[..., None]] = []
+
+    def subscribe(changed: Callable[..., None]) -> Callable[[], None]:
+        told.append(changed)
+        return told.clear
+
+    session: Any = SimpleNamespace(discovery=SimpleNamespace(subscribe=subscribe))
+    known.follow({"cluster.local": session})
+    for service in (Service("shop", "empty"), Service("shop", "alias", type="ExternalName", external_name="a.example")):
+        told[0](service.namespace, service.name, ServiceState(service, ()))
+    samples = parsed(asyncio.run(metrics.expose(""))[0])["kube_tunnel_endpoints"].samples
+    assert {sample.labels["service"] for sample in samples} == {"empty"}
 
 
 def test_openmetrics_too(metrics: Metrics) -> None:

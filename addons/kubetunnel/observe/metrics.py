@@ -191,6 +191,8 @@ class Metrics(Collector):
     def _of_services(self) -> Iterator[Metric]:
         counted: list[tuple[tuple[str, ...], float]] = []
         for key, state in self._known.states.items():
+            if state.service.type == "ExternalName":
+                continue  # an alias is not without endpoints: it has nothing to do with them
             ready = ready_count(state)
             counted += [((*key, "true"), float(ready)), ((*key, "false"), float(len(endpoints(state)) - ready))]
         yield _family(ENDPOINTS, counted)
