@@ -96,6 +96,19 @@ def test_a_foreign_flow_of_another_mode_counts_for_nothing() -> None:
     assert list(books.traffic) == []
 
 
+def test_a_service_in_use_that_was_deleted_is_told_so() -> None:
+    books = Books()
+    books.recording.response(make_flow())
+    flow = make_flow(found=False)
+    flow.response = refusal(ServiceNotFound("Namespace shop has no Service api.", command="kubectl get"), flow.request)
+    flow.response.timestamp_start = flow.response.timestamp_end = 101.0
+    books.recording.response(flow)
+    assert books.codes(API, "http1") == {"200": 1, "404": 1}
+    error = books.of(API).last_error
+    assert error is not None
+    assert (error.reason, error.command) == ("ServiceNotFound", "kubectl get")
+
+
 def test_a_pod_that_fails() -> None:
     books = Books()
     flow = make_flow(status=503)

@@ -197,8 +197,11 @@ class Recording:
             return service
         if not reason and not isinstance(flow.client_conn.proxy_mode, KubeMode):
             return None
-        if reason in _EXISTS and (name := self._router.known_name(_host(flow))):
-            return self._traffic.of(key_of(name))
+        if reason and (name := self._router.known_name(_host(flow))):
+            key = key_of(name)
+            # of a Service in use it is told too that it was deleted, or that the cluster is away
+            if reason in _EXISTS or self._traffic.get(key) is not None:
+                return self._traffic.of(key)
         return self._traffic.of(UNKNOWN_KEY)
 
     def _of(self, text: str) -> ServiceTraffic:
