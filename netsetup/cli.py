@@ -142,6 +142,7 @@ def down(state: Path, dry_run: bool) -> None:
 def status(state: Path, as_json: bool) -> None:
     """Each piece as wanted and as found; exit code 1 when something is missing."""
     from netsetup import setup
+    from netsetup.way_out import left_behind
 
     found = setup.status(state)
     if as_json:
@@ -149,6 +150,8 @@ def status(state: Path, as_json: bool) -> None:
         click.echo(json.dumps({"up": found.whole, "pieces": pieces, "conflicts": found.conflicts}, indent=1))
     elif found.record is None:
         click.echo(f"Nothing is set up (no {state}).")
+        if (lost := left_behind(state)) is not None:
+            click.echo(str(lost))
     else:
         marks = {True: "ok", False: "MISSING", None: "unknown"}
         for piece in found.pieces:

@@ -21,6 +21,7 @@ from netsetup.operations import Operation
 from netsetup.plan import notes, plan
 from netsetup.privileges import as_root
 from netsetup.state import DEFAULT_STATE, Journal, Record, State, open_journal, read_record
+from netsetup.way_out import left_behind, our_links
 
 type Tell = Callable[[str], None]
 
@@ -32,7 +33,7 @@ def up(wanted: Wanted, path: Path = DEFAULT_STATE, *, tell: Tell = lambda _: Non
         tell: is given a line for each thing done.
 
     Raises:
-        AnotherInstanceError, StateError, RootNeededError: the state file cannot be had.
+        AnotherInstanceError, StateError, RootNeededError: the state file cannot be had, or is lost.
         BadWishError, RangeTakenError, LinkTakenError: it cannot be as wanted; nothing was changed.
         StepError: a step failed; what was done before it is undone.
     """
@@ -49,6 +50,8 @@ def down(path: Path = DEFAULT_STATE, *, tell: Tell = lambda _: None) -> bool:
     """
     with open_journal(path) as journal:
         if journal.record is None:
+            if (lost := left_behind(path)) is not None:
+                raise lost
             return False
         _undo_all(journal, _unfailing(tell))
         return True
@@ -85,6 +88,8 @@ def dry_run(wanted: Wanted, path: Path = DEFAULT_STATE) -> list[str]:
         if _is_as_wanted(record, wanted, found):
             return ["nothing: it is up as wanted"]
         found = without(found, record.operations)
+    else:
+        _check_nothing_is_lost(path)
     layout = choose_layout(wanted, found)
     undone = [f"- {step.text}" for step in reversed(record.operations)] if record else []
     done = [f"+ {step.text}" for step in plan(wanted, layout, found)]
@@ -154,6 +159,8 @@ def _up(wanted: Wanted, journal: Journal, tell: Tell, *, temporary: bool = False
         plan(wanted, choose_layout(wanted, rest), rest)
         _undo_all(journal, tell)
         found = find()
+    else:
+        _check_nothing_is_lost(journal.path)
     layout = choose_layout(wanted, found)
     steps = plan(wanted, layout, found)
     for why in notes(wanted, layout, found):
@@ -174,6 +181,12 @@ def _up(wanted: Wanted, journal: Journal, tell: Tell, *, temporary: bool = False
             # also on Ctrl-C
             _undo_all(journal, tell)
     return record.state
+
+
+def _check_nothing_is_lost(path: Path) -> None:
+    """Links of ours without a record are in the way; a line in resolv.conf alone is not, and goes with the next one."""
+    if our_links() and (lost := left_behind(path)) is not None:
+        raise lost
 
 
 def _undo_all(journal: Journal, tell: Tell) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from netsetup.errors import StepError
+from netsetup.errors import StateError, StepError
 from netsetup.operations import MAC_PREFIX
 from netsetup.programs import find_program
 from netsetup.redirect import CHAIN, FAMILY, TABLE
@@ -32,7 +33,22 @@ def undoing_commands(state: Path) -> str:
             commands += [f"sudo iptables -t {table} {rule} {CHAIN}" for rule in ("-D OUTPUT -j", "-F", "-X")]
     if _is_marked(RESOLV_CONF):
         commands.append(f"sudo sed -i --follow-symlinks -E '{_UNMARKED}' {RESOLV_CONF}")
-    return "; ".join([*commands, f"sudo rm {state}"])
+    if state.exists():
+        commands.append(f"sudo rm {state}")
+    return "; ".join(commands)
+
+
+def left_behind(state: Path) -> StateError | None:
+    """What to raise where there is no state file, but work of netsetup's; None where there is none, either."""
+    links = our_links()
+    if not links and not _is_marked(RESOLV_CONF):
+        return None
+    there = [*links, *([f"a line in {RESOLV_CONF}"] if _is_marked(RESOLV_CONF) else [])]
+    return StateError(
+        f"netsetup has made {', '.join(there)}, but there is no {state} any more, which told how to undo it. By hand, "
+        "what netsetup makes goes with these commands.",
+        command=undoing_commands(state),
+    )
 
 
 def our_links() -> list[str]:
@@ -42,7 +58,9 @@ def our_links() -> list[str]:
     from netsetup.links import find_links  # pyroute2 is there on Linux alone
 
     try:
-        return [link.name for link in find_links() if link.mac.startswith(MAC_PREFIX)]
+        with ThreadPoolExecutor(1) as thread:  # pyroute2 runs a loop of its own, and the caller may be in one
+            links = thread.submit(find_links).result()
+        return [link.name for link in links if link.mac.startswith(MAC_PREFIX)]
     except StepError:
         return []  # the rest of the way out is worth having
 

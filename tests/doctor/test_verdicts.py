@@ -33,6 +33,7 @@ from kubetunnel.doctor.trust import Authority, judge_authority
 from kubetunnel.doctor.verdict import Level, Verdict, as_json, as_text, fail, failed, ok, skip, warn
 from kubetunnel.forward.negotiation import CHANNEL, SPDY, TUNNEL, Meaning
 from kubetunnel.redirection import Redirection
+from netsetup.errors import StateError
 from netsetup.found import Found, FoundLink, FoundResolver, FoundRoute
 from netsetup.layout import Layout, Wanted
 from netsetup.operations import MakeDirectory, link_mac
@@ -325,7 +326,8 @@ def test_ranges(found: Found, level: Level, words: str) -> None:
 def test_interfaces_without_netsetup() -> None:
     says(judge_interfaces(Status(None), []), Level.SKIP, "-m kubetunnel netsetup up")
     ours = FoundLink("kube-dns0", link_mac("kube-dns0"))
-    says(judge_interfaces(Status(None), [ours]), Level.WARN, "ip link delete kube-dns0")
+    lost = StateError("A line in /etc/resolv.conf.", command="sudo ip link delete kube-dns0")
+    says(judge_interfaces(Status(None), [ours], lost), Level.WARN, "A line in", "ip link delete kube-dns0")
     theirs = judge_interfaces(Status(None), [FoundLink("kube-dns0", "52:54:00:00:00:01")])
     says(theirs, Level.WARN, "somebody else has a link kube-dns0", "--dns-link")
     assert "delete" not in theirs.mend

@@ -394,6 +394,47 @@ def test_the_way_out_without_a_state_file(own: Machine) -> None:
     assert own.facts() == before
 
 
+def test_the_way_out_where_the_state_file_is_gone(own: Machine) -> None:
+    before = own.facts()
+    own.netsetup("up")
+    own.run("rm", "-r", "/var/lib/kube-tunnel")
+    assert "kube-dns0, kube-proxy0, a line in /etc/resolv.conf" in own.netsetup("status", check=False).stdout
+    for words in (("up",), ("up", "--dry-run"), ("down",)):
+        refused = own.netsetup(*words, check=False)
+        assert refused.returncode == 1
+    own.run("sh", "-ec", refused.stderr.partition("See: ")[2].replace("sudo ", ""))
+    assert own.facts() == before
+    assert own.netsetup("down").stdout.startswith("There is nothing to undo")
+
+
+def test_a_line_that_others_have_put_back_is_told_of(own: Machine) -> None:
+    """As VPN clients do, which have kept a copy."""
+    before = own.facts()
+    (own.etc / "resolv.conf").write_bytes(b"nameserver 10.8.0.1 # kube-tunnel\n" + RESOLV_CONF)
+    refused = own.netsetup("down", check=False)
+    assert "a line in /etc/resolv.conf" in refused.stderr
+    own.netsetup("up")
+    own.netsetup("down")
+    assert own.facts() == before
+
+
+def test_a_broken_state_file_is_told_of_in_an_event_loop_too(own: Machine) -> None:
+    own.netsetup("up")
+    own.run("tee", STATE, stdin="{")
+    look = """
+import asyncio
+from netsetup.errors import StateError
+from netsetup.state import read_state
+async def look():
+    try:
+        read_state()
+    except StateError as error:
+        print(error)
+asyncio.run(look())
+"""
+    assert "sudo ip link delete kube-dns0" in own.python(look).stdout
+
+
 def test_what_is_told_to_nobody_is_done_all_the_same(own: Machine) -> None:
     before = own.facts()
     closed = "import sys; from netsetup.__main__ import main; sys.stdout = open('/dev/full', 'w', buffering=1); main()"

@@ -9,13 +9,13 @@ from ipaddress import ip_network
 from kubetunnel.core.settings import NetworkSettings
 from kubetunnel.doctor.verdict import Verdict, fail, ok, skip, warn
 from kubetunnel.redirection import setting_up
-from netsetup.errors import NetsetupError
+from netsetup.errors import NetsetupError, StateError
 from netsetup.found import Found, FoundLink, Network, claim_on, without
 from netsetup.machine import find
-from netsetup.operations import link_mac
 from netsetup.privileges import as_root
 from netsetup.setup import Status, status
-from netsetup.state import State, read_state
+from netsetup.state import DEFAULT_STATE, State, read_state
+from netsetup.way_out import left_behind
 
 INTERFACES, RANGES = "interfaces", "virtual IP ranges"
 UP = setting_up()
@@ -23,21 +23,17 @@ UP = setting_up()
 _VPN_LINK = re.compile(r"\b(tun|tap|wg|ppp|utun|tailscale|cscotun|gpd)\w*\b")
 
 
-def judge_interfaces(found: Status, strangers: Sequence[FoundLink]) -> Verdict:
+def judge_interfaces(found: Status, strangers: Sequence[FoundLink], lost: StateError | None = None) -> Verdict:
     """What netsetup made.
 
     Args:
-        strangers: links that netsetup has made, or that bear the names it would use, though nothing is set up.
+        strangers: links that bear the names it would use, though nothing is set up.
+        lost: tells of what netsetup has made, but has no record of any more.
     """
     record = found.record
     if record is None:
-        ours = [link.name for link in strangers if link.mac == link_mac(link.name)]
-        if ours:
-            return warn(
-                INTERFACES,
-                f"{', '.join(ours)}: netsetup has made them, but no state file tells of them any more",
-                "; ".join(f"sudo ip link delete {name}" for name in ours),
-            )
+        if lost is not None:
+            return warn(INTERFACES, lost.detail, lost.command or as_root("netsetup", "down"))
         if strangers:
             return warn(
                 INTERFACES,
@@ -80,9 +76,10 @@ def check_network(wanted: NetworkSettings) -> list[Verdict]:
     record = looked.record
     rest = without(found, record.operations) if record else found
     names = {wanted.dns_interface.name, wanted.proxy_interface.name}
-    strangers = [link for link in rest.links if link.name in names or link.mac == link_mac(link.name)]
+    strangers = [link for link in rest.links if link.name in names]
+    lost = None if record else left_behind(DEFAULT_STATE)
     ranges = record.wanted.ip_ranges if record else tuple(ip_network(text) for text in wanted.ip_ranges)
-    return [judge_interfaces(looked, strangers), judge_ranges(ranges, rest)]
+    return [judge_interfaces(looked, strangers, lost), judge_ranges(ranges, rest)]
 
 
 def set_up() -> State | None:
