@@ -220,13 +220,50 @@ def test_trailers_without_end_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "request_head", [b"GET / HTTP/1.1 x\r\n\r\n", b"nonsense\r\n\r\n", GET[:-2] + b"Content-Length: x\r\n\r\n"]
+    "request_head",
+    [
+        b"GET / HTTP/1.1 x\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        GET[:-2] + b"Content-Length: x\r\n\r\n",
+        GET[:-2] + b"X: a\rTransfer-Encoding: chunked\r\n\r\n",
+        GET[:-2] + b"X: a\0b\r\n\r\n",
+        GET.replace(b"HTTP/1.1", b"HTTP/2.0"),
+    ],
 )
 def test_what_is_no_request_is_refused(request_head: bytes) -> None:
     book = Playbook()
     book.from_client(request_head)
     assert book.to_client().startswith(b"HTTP/1.1 400 ")
     assert not book.upstreams
+
+
+def test_folded_fields_are_unfolded_both_ways() -> None:
+    book = Playbook(h2_client=True)
+    peer = book.h2_client()
+    stream = peer.request()
+    book.from_upstream(b"HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\n\tc\r\nContent-Length: 0\r\n\r\n")
+    peer.flush()
+    assert peer.fields(stream)["x-folded"] == "a b c"
+    book = Playbook()
+    book.from_client(GET[:-2] + b"X-Folded: a\r\n  b\r\n\r\n")
+    assert book.to_upstream() == GET[:-2] + b"X-Folded: a b\r\n\r\n"
+
+
+@pytest.mark.parametrize("h2_client", [False, True])
+def test_a_pod_that_switches_unasked_is_refused(h2_client: bool) -> None:
+    book = Playbook(h2_client=h2_client)
+    peer = book.h2_client() if h2_client else None
+    if peer:
+        stream = peer.request()
+    else:
+        book.from_client(GET)
+    book.from_upstream(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nbytes")
+    if peer:
+        peer.flush()
+        assert peer.status(stream) == "502"
+    else:
+        assert book.to_client().startswith(b"HTTP/1.1 502 ")
+    assert book.closed == book.upstreams
 
 
 def test_a_broken_chunk_of_a_request_is_refused() -> None:

@@ -98,6 +98,10 @@ class KubeHttp1Client(KubeHttp1Connection, Http1Client):
             except ValueError as e:
                 yield from self._fail(f"cannot parse the head of the response: {e}", ended=False)
                 return
+            if response.status_code == _SWITCHING_PROTOCOLS and "upgrade" not in self.request.headers:
+                # RFC 9110 section 7.8; a client of HTTP/2 could not even be told
+                yield from self._fail("101 was sent, and nobody asked for another protocol", ended=False)
+                return
             if response.status_code >= 200 or response.status_code == _SWITCHING_PROTOCOLS:
                 break
             self._informed = True

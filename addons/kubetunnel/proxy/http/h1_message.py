@@ -22,7 +22,12 @@ class HeadTooLargeError(ValueError):
 
 
 def take_head(buffer: ReceiveBuffer) -> list[bytes] | None:
-    """Takes start-line and fields off the buffer; None where they are not all there. Raises HeadTooLargeError."""
+    """Takes start-line and fields off the buffer; None where they are not all there.
+
+    Raises:
+        HeadTooLargeError
+        ValueError: there is what others may take for the end of a line.
+    """
     while True:
         before = len(buffer)
         lines = buffer.maybe_extract_lines()
@@ -33,7 +38,20 @@ def take_head(buffer: ReceiveBuffer) -> list[bytes] | None:
         if lines:  # RFC 9112 section 2.2: empty lines before a start-line are to be ignored
             if before - len(buffer) > MAX_HEAD_BYTES:
                 raise HeadTooLargeError(f"more than {MAX_HEAD_BYTES} bytes")
-            return [bytes(line) for line in lines]
+            return _unfolded([bytes(line) for line in lines])
+
+
+def _unfolded(lines: list[bytes]) -> list[bytes]:
+    """Each field in a line (RFC 9112 section 5.2), and in none what HTTP/2 or a lenient reader would stumble over."""
+    whole: list[bytes] = []
+    for line in lines:
+        if b"\r" in line or b"\0" in line:  # RFC 9110 section 5.5
+            raise ValueError("The head has a CR or NUL within a line")
+        if len(whole) > 1 and line[:1] in (b" ", b"\t"):
+            whole[-1] += b" " + line.strip()
+        else:
+            whole.append(line)
+    return whole
 
 
 def framing(request: http.Request, response: http.Response | None = None) -> Framing:

@@ -107,6 +107,8 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
             if lines is None:
                 return
             request = http1.read_request_head(lines)
+            if not request.http_version.startswith("HTTP/1."):
+                raise ValueError(f"{request.http_version} has no request line of this form")  # noqa: TRY301
             size = framing(request)
         except HeadTooLargeError as e:
             yield from self._complain(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The head of the request is {e}.")
