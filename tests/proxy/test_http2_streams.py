@@ -509,3 +509,98 @@ def test_a_reader_that_gives_up_leaves_nothing_stopped() -> None:
     pod.flush()
     assert not book.paused
     assert book.to_client().startswith(b"HTTP/1.1 502 ")
+
+
+# malformed messages (RFC 9113 section 8.1.1): the end of their stream, and of no other
+
+
+LENGTH = ("content-length", "9")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields", "body"),
+    [
+        ("GET", "/a HTTP/1.1", [], b""),
+        ("GET", "/a\tb", [], b""),
+        ("GET /x", "/", [], b""),
+        ("GET", "/", [LENGTH], b""),
+        ("POST", "/", [LENGTH], b"short"),
+        ("POST", "/", [LENGTH], b"much too long"),
+    ],
+)
+def test_a_malformed_request_reaches_no_pod(method: str, path: str, fields: list[tuple[str, str]], body: bytes) -> None:
+    book = Playbook(h2_client=True)
+    peer = book.h2_client()
+    good = peer.request("/good")
+    bad = peer.request(path, *fields, method=method, body=body)
+    assert [e.error_code for e in peer.of(h2.events.StreamReset, bad)] == [ErrorCodes.PROTOCOL_ERROR]
+    assert book.to_upstream() == b"GET /good HTTP/1.1\r\nHost: api.shop\r\n\r\n"
+    book.from_upstream(b"HTTP/1.1 204 No Content\r\n\r\n")
+    peer.flush()
+    assert peer.status(good) == "204"
+    assert len(book.upstreams) == 1
+
+
+def test_a_request_that_ends_short_by_trailers_takes_its_upstream_along() -> None:
+    book = Playbook(h2_client=True, requestheaders=stream_bodies)
+    peer = book.h2_client()
+    bad = peer.request("/", ("content-length", "9"), method="POST", body=b"short", end=False)
+    peer.h2.send_headers(bad, [("x-sum", "1")], end_stream=True)
+    peer.flush()
+    assert book.closed == book.upstreams, "the next request would be the rest of the body"
+    assert not leftovers(book)
+
+
+@pytest.mark.parametrize("trailers", [False, True])
+def test_a_response_that_ends_short_is_an_error(trailers: bool) -> None:
+    book = Playbook(h2_upstream=True, responseheaders=stream_bodies)
+    book.from_client(b"GET / HTTP/1.1\r\nHost: api.shop\r\n\r\n")
+    pod = pod_of(book)
+    pod.respond(1, ("content-length", "9"), end=not trailers)
+    if trailers:
+        pod.h2.send_data(1, b"short")
+        pod.h2.send_headers(1, [("x-sum", "1")], end_stream=True)
+        pod.flush()
+    assert book.client in book.closed or book.to_client().startswith(b"HTTP/1.1 502 ")
+    assert book.upstreams[0] not in book.closed
+
+
+def test_a_response_that_is_too_long_leaves_others_alone() -> None:
+    book, peer = h2_book()
+    bad, good = peer.request("/bad"), peer.request("/good")
+    pod = pod_of(book)
+    pod.respond(1, ("content-length", "2"), end=False)
+    pod.h2.send_data(1, b"long", end_stream=True)
+    pod.respond(3, status=204)
+    peer.flush()
+    assert peer.of(h2.events.StreamReset, bad)
+    assert peer.status(good) == "204"
+    assert not leftovers(book)
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "data"),
+    [("HEAD", 200, False), ("HEAD", 200, True), ("GET", 304, False)],
+)
+def test_a_length_without_a_body_where_there_is_none(method: str, status: int, data: bool) -> None:
+    book, peer = h2_book()
+    stream = peer.request(method=method)
+    pod = pod_of(book)
+    pod.respond(1, ("content-length", "9"), status=status, end=not data)
+    if data:
+        pod.h2.send_data(1, b"", end_stream=True)
+        pod.flush()
+    peer.flush()
+    assert (peer.status(stream), peer.fields(stream)["content-length"]) == (str(status), "9")
+    assert peer.of(h2.events.StreamEnded, stream)
+
+
+def test_trailers_about_an_http1_connection_do_not_end_that_of_the_client() -> None:
+    book = Playbook(h2_client=True)
+    peer = book.h2_client()
+    stream = peer.request()
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    book.from_upstream(head + b"0\r\nConnection: close\r\nKeep-Alive: 1\r\nX-Sum: 2\r\n\r\n")
+    peer.flush()
+    (received,) = peer.of(h2.events.TrailersReceived, stream)
+    assert received.headers == [("x-sum", "2")]

@@ -1,28 +1,46 @@
 """The h2 library's connection with what mitmproxy's HTTP/2 layers need: a send buffer, and GOAWAY that ends nothing.
 
 The library takes a GOAWAY for the end of the connection, whereas the streams up to the one that it names go on
-(RFC 9113 section 6.8); and it raises where a peer's flow control does not allow all data at once.
+(RFC 9113 section 6.8); and it raises where a peer's flow control does not allow all data at once. Of malformed messages
+it takes some for the end of the connection and lets others pass; here they end their stream (section 8.1.1), since in
+HTTP/1 the next message on a shared connection would be read as a part of them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, Event, RemoteSettingsChanged, StreamReset, WindowUpdated
+from h2.events import (
+    ConnectionTerminated,
+    Event,
+    RemoteSettingsChanged,
+    RequestReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import InvalidBodyLengthError
 from h2.settings import SettingCodes
+from h2.utilities import CONNECTION_HEADERS
 from hpack.hpack import Decoder
 from hpack.struct import HeaderTuple
-from hyperframe.frame import Frame, GoAwayFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame
 
 # what a peer may send on a stream before we take it: the default of Go's client
 STREAM_WINDOW_BYTES = 4 << 20
 _CONNECTION_WINDOW_BYTES = 2**31 - 1  # the streams' windows are the limit
 
 type Fields = list[tuple[bytes, bytes]]
+
+# a request line of HTTP/1 has its words between spaces; what is beyond ASCII some clients do not encode
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+_PATH = re.compile(rb"[^\x00-\x20\x7f]+")
 
 
 def is_connect(fields: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -87,8 +105,9 @@ class KubeH2Connection(H2Connection):
     def send_trailers(self, stream_id: int, trailers: Fields) -> None:
         """Ends the stream with these, after its data."""
         waiting = self._waiting.setdefault(stream_id, _Waiting())
-        # HTTP/1 ones may come in capitals
-        waiting.trailers, waiting.ends = [(name.lower(), value) for name, value in trailers], True
+        # HTTP/1 ones may come in capitals, and be about one connection, for which a peer would end this one
+        lower = [(name.lower(), value) for name, value in trailers]
+        waiting.trailers, waiting.ends = [field for field in lower if field[0] not in CONNECTION_HEADERS], True
         while self._send_frame(stream_id):
             pass
 
@@ -118,6 +137,31 @@ class KubeH2Connection(H2Connection):
         event.error_code, event.last_stream_id = frame.error_code, frame.last_stream_id
         event.additional_data = frame.additional_data or None
         return [], [event]
+
+    def _receive_headers_frame(self, frame: HeadersFrame) -> tuple[list[Frame], list[Event]]:
+        frames, events = super()._receive_headers_frame(frame)
+        stream = self.streams[frame.stream_id]
+        for event in events:
+            if isinstance(event, RequestReceived) and not _fits_a_request_line(event):
+                return frames, [self._malformed(frame.stream_id)]
+            if isinstance(event, ResponseReceived) and (b":status", b"304") in event.headers:
+                stream._expected_content_length = None  # that of another response (RFC 9110 section 8.6)  # noqa: SLF001
+        if "END_STREAM" in frame.flags and stream._expected_content_length not in (None, stream._actual_content_length):  # noqa: SLF001
+            events = [event for event in events if not isinstance(event, StreamEnded)]
+            events.append(self._malformed(frame.stream_id))
+        return frames, events
+
+    def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
+        try:
+            return super()._receive_data_frame(frame)
+        except InvalidBodyLengthError:
+            self.acknowledge_received_data(frame.flow_controlled_length, frame.stream_id)
+            return [], [self._malformed(frame.stream_id)]
+
+    def _malformed(self, stream_id: int) -> StreamReset:
+        if not self.streams[stream_id].closed:
+            self.reset_stream(stream_id, ErrorCodes.PROTOCOL_ERROR)
+        return StreamReset(stream_id=stream_id, error_code=ErrorCodes.PROTOCOL_ERROR, remote_reset=False)
 
     def _send_waiting(self, stream_id: int) -> None:
         """Sends of one stream, or (0) of all in turns, so that none starves the others."""
@@ -151,6 +195,11 @@ class KubeH2Connection(H2Connection):
                 self.send_headers(stream_id, waiting.trailers, end_stream=True)
             del self._waiting[stream_id]
         return not is_last
+
+
+def _fits_a_request_line(request: RequestReceived) -> bool:
+    fields = dict(request.headers)
+    return bool(_METHOD.fullmatch(fields.get(b":method", b"")) and _PATH.fullmatch(fields.get(b":path", b"")))
 
 
 def _split(data: bytearray, size: int) -> tuple[bytes, bytearray]:
