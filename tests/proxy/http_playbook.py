@@ -77,7 +77,7 @@ class Playbook:
         self._due_s: dict[commands.RequestWakeup, float] = {}
         self.flows: list[http.HTTPFlow] = []
         self.hook_names: list[str] = []
-        self.connect_errors: dict[tuple[str, int], KubeTunnelError] = {}
+        self.open_errors: list[KubeTunnelError] = []  # of the attempts that fail, in turn
         self.stream_errors: dict[Connection, KubeTunnelError] = {}
         self.silences_s: dict[Connection, float] = {}
         self._queue: deque[events.Event] = deque()
@@ -89,8 +89,8 @@ class Playbook:
 
     # Failures and Reading
 
-    def connect_error(self, client: Client, address: tuple[str, int]) -> KubeTunnelError | None:
-        return self.connect_errors.get(address)
+    def open_error(self, connection: Connection) -> KubeTunnelError | None:
+        return self.open_errors.pop(0) if self.open_errors else None
 
     def stream_error(self, connection: Connection) -> KubeTunnelError | None:
         return self.stream_errors.get(connection)

@@ -47,10 +47,11 @@ class LoopbackNames:
     def server_connected(self, data: server_hooks.ServerConnectionHookData) -> None:
         self.readers[data.server.id] = _handler(data.client).transports[data.server].reader
 
-    def connect_error(self, client: Client, address: tuple[str, int]) -> KubeTunnelError | None:
-        reason = NAMES.get(address[0], "NotAServiceName")
+    def open_error(self, connection: Connection) -> KubeTunnelError | None:
+        host = (connection.address or ("",))[0]
+        reason = NAMES.get(host, "NotAServiceName")
         error: type[KubeTunnelError] = getattr(errors, str(reason))
-        return error(f"{address[0]} is refused.")
+        return error(f"{host} is refused.")
 
     def stream_error(self, connection: Connection) -> KubeTunnelError | None:
         reader = self.readers.get(connection.id)

@@ -106,7 +106,7 @@ def test_data_that_nobody_asked_for_closes_an_idle_upstream() -> None:
 
 def test_an_upstream_that_does_not_open_refuses_all_who_waited_for_it() -> None:
     book = Playbook(h2_client=True, open_at_once=False)
-    book.connect_errors["api.shop", 80] = ConnectionRefused("api.shop:80 refused the connection.")
+    book.open_errors.append(ConnectionRefused("api.shop:80 refused the connection."))
     peer = book.h2_client()
     streams = [peer.request() for _ in range(3)]
     assert len(book.opening) == 1  # it might speak HTTP/2
@@ -470,7 +470,7 @@ def test_want_of_room_ends_only_those_who_waited_for_it() -> None:
     policy = HttpPolicy(ExchangePolicy(response_header_timeout_s=5.0))
     book = Playbook(h2_client=True, policy=policy, open_at_once=False)
     peer = book.h2_client()
-    book.connect_errors["api.shop", 80] = NoRoom("full")
+    book.open_errors.append(NoRoom("full"))
     first = peer.request()
     book.pass_time(3)
     second = peer.request()

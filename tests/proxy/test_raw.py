@@ -32,7 +32,7 @@ class Surroundings:
         self.watched: list[Traffic] = []
         self.closed: list[Connection] = []
 
-    def connect_error(self, client: Client, address: tuple[str, int]) -> KubeTunnelError | None:
+    def open_error(self, connection: Connection) -> KubeTunnelError | None:
         return self.refused
 
     def stream_error(self, connection: Connection) -> KubeTunnelError | None:

@@ -39,8 +39,8 @@ class Surroundings:
         self.error = error
         self.reset_clients: list[Client] = []
 
-    def connect_error(self, client: Client, address: tuple[str, int]) -> KubeTunnelError | None:
-        return self.error if address == ("api.shop", 80) else None
+    def open_error(self, connection: Connection) -> KubeTunnelError | None:
+        return self.error if connection.address == ("api.shop", 80) else None
 
     def stream_error(self, connection: Connection) -> KubeTunnelError | None:
         return None

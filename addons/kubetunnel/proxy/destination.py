@@ -45,5 +45,4 @@ def open_destination(
     message: str | None = yield command(context.server)
     if message is None:
         return None
-    error = failures.connect_error(context.client, (address[0], address[1]))
-    return error or UpstreamProtocol(f"{address[0]}:{address[1]}: {message}.")
+    return failures.open_error(context.server) or UpstreamProtocol(f"{address[0]}:{address[1]}: {message}.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary, ref
 
-from mitmproxy.connection import Client, Connection, ConnectionState, Server
+from mitmproxy.connection import Client, Connection, ConnectionState
 from mitmproxy.proxy import commands, events, server, server_hooks
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
@@ -88,7 +88,6 @@ class Upstreams:
         self.lanes = Lanes(self.connections)
         self._opened: WeakKeyDictionary[Connection, Opened] = WeakKeyDictionary()
         self._settled: WeakKeyDictionary[Client, set[tuple[str, int]]] = WeakKeyDictionary()
-        self._connect_errors: WeakKeyDictionary[Client, dict[tuple[str, int], KubeTunnelError]] = WeakKeyDictionary()
         self._unopened: WeakKeyDictionary[Connection, KubeTunnelError] = WeakKeyDictionary()
 
     def attach(self, handler: ProxyConnectionHandler) -> None:
@@ -108,12 +107,12 @@ class Upstreams:
         """Where this upstream went; None for one that is not ours."""
         return self._opened.get(connection)
 
-    def connect_error(self, client: Client, address: tuple[str, int]) -> KubeTunnelError | None:
-        """Why this client's last attempt to open an upstream to this address failed."""
-        return self._connect_errors.get(client, {}).get(address)
+    def open_error(self, connection: Connection) -> KubeTunnelError | None:
+        """Why this upstream did not open."""
+        return self._unopened.get(connection)
 
     def take_open_error(self, connection: Connection) -> KubeTunnelError | None:
-        """Why this upstream did not open; once, so that who is told of it may try again."""
+        """As `open_error`; once, so that who is told of it may try again."""
         return self._unopened.pop(connection, None)
 
     def stream_error(self, connection: Connection) -> KubeTunnelError | None:
@@ -162,7 +161,7 @@ class Upstreams:
         try:
             opened, writer = await self._open(command, address, handler.client, held)
         except KubeTunnelError as e:
-            self._remember_error(handler.client, connection, address, e)
+            self._unopened[connection] = copy(e)  # which has no traceback: see `Opened.end`
             await _fail(handler, command, hook_data, str(e))
             return
         except asyncio.CancelledError:
@@ -170,13 +169,12 @@ class Upstreams:
             raise
         except Exception as e:
             logger.exception("Opening %s:%d failed.", *address)
-            self._remember_error(handler.client, connection, address, own_failure(e))
+            self._unopened[connection] = own_failure(e)
             await _fail(handler, command, hook_data, str(e))
             return
         self._opened[connection] = opened
         self.lanes.opened(connection, writer.transport, opened.explain)
         self.connections.opened(connection, opened.destination.service, writer.close)
-        self._connect_errors.get(handler.client, {}).pop(address, None)
         try:
             await _serve(handler, command, hook_data, opened, writer, self.readers)
         finally:
@@ -188,13 +186,6 @@ class Upstreams:
     def _is_ours(self, client: Client, host: str) -> bool:
         # in our own mode nothing but the cluster is ever dialled
         return isinstance(client.proxy_mode, KubeMode) or self._router.owns(host) or self.virtual.is_a_names(host)
-
-    def _remember_error(
-        self, client: Client, connection: Server, address: tuple[str, int], error: KubeTunnelError
-    ) -> None:
-        # copies, for they have no traceback: see `Opened.end`
-        self._connect_errors.setdefault(client, {})[address] = copy(error)
-        self._unopened[connection] = copy(error)
 
     async def _open(
         self, command: commands.OpenConnection, address: tuple[str, int], client: Client, held: AsyncExitStack

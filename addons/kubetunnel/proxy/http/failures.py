@@ -6,7 +6,7 @@ from typing import Protocol
 
 from h2.errors import ErrorCodes
 from mitmproxy import http
-from mitmproxy.connection import Client, Connection
+from mitmproxy.connection import Connection
 
 from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol, UpstreamReset
 from kubetunnel.proxy.http.events import UpstreamFailed
@@ -19,8 +19,8 @@ _PASSED_ON = {ErrorCodes.CANCEL, ErrorCodes.REFUSED_STREAM, ErrorCodes.HTTP_1_1_
 class Failures(Protocol):
     """Remembers why an upstream failed."""
 
-    def connect_error(self, client: Client, address: tuple[str, int]) -> KubeTunnelError | None:
-        """Why the last attempt of this client to open an upstream to this address failed."""
+    def open_error(self, connection: Connection) -> KubeTunnelError | None:
+        """Why this upstream did not open; None where it is not known."""
         ...
 
     def stream_error(self, connection: Connection) -> KubeTunnelError | None:

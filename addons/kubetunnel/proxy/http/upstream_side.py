@@ -186,8 +186,7 @@ class UpstreamSide(HttpLayer):
             yield from self._note_idle(server)
         else:
             where = f"{origin.address[0]}:{origin.address[1]}"
-            error = self.failures.connect_error(self.context.client, origin.address)
-            error = error or UpstreamProtocol(f"{where}: {command.err}.")
+            error = self.failures.open_error(server) or UpstreamProtocol(f"{where}: {command.err}.")
             self.connections.pop(server, None)
             has_waited = self._has_waited if isinstance(error, NoRoom) else None
             for request in self.pool.failed(server, has_waited):
