@@ -68,7 +68,7 @@ async def open_connection[P: asyncio.BaseProtocol](
         connected.close()
         raise
     if (connection := transport.get_extra_info("socket")) is not None:
-        _keep_alive(connection)
+        keep_alive(connection)
     return transport, protocol
 
 
@@ -87,8 +87,8 @@ def why_failed(error: OSError | ValueError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-def _keep_alive(connection: socket.socket) -> None:
-    """Watches and forwards sit idle for minutes: NAT boxes must not forget them, a dead peer is noticed in 30 s."""
+def keep_alive(connection: socket.socket) -> None:
+    """For what sits idle for minutes: NAT boxes must not forget it, and a dead peer is noticed in 30 s."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):  # macOS and Windows name some of them differently, and keep their defaults

@@ -13,12 +13,14 @@ from contextlib import AsyncExitStack
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from weakref import WeakKeyDictionary, ref
 
 from mitmproxy.connection import Client, Connection, ConnectionState
 from mitmproxy.proxy import commands, events, server, server_hooks
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
+from kubetunnel.cluster.connection import keep_alive
 from kubetunnel.core.endpoints import Target
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.ports import PortRequest
@@ -96,6 +98,9 @@ class Upstreams:
         # weak, since one that is part of a cycle would wait for the garbage collector with all its layers
         handler.open_connection = partial(self._open_connection, ref(handler))  # type: ignore[method-assign]
         client = handler.transports[handler.client]
+        if isinstance(client.writer, asyncio.StreamWriter) and not ip_address(handler.client.peername[0]).is_loopback:
+            # without an end that anybody hears of, what it has open would hold its places for days
+            keep_alive(client.writer.get_extra_info("socket"))
         if client.reader is not None:
             client.reader = self.readers.wrap(handler.client, client.reader)  # type: ignore[assignment]
 
