@@ -46,14 +46,18 @@ def test_http_1_0_ends_with_the_connection(tunnel: Tunnel) -> None:
     assert len(answer.text.splitlines()) == 3
 
 
-def test_pipelined_requests_are_answered_in_order(tunnel: Tunnel) -> None:
+@pytest.mark.parametrize("finishes", [False, True])
+def test_pipelined_requests_are_answered_in_order(tunnel: Tunnel, finishes: bool) -> None:
     requests = [
         f"GET /{'delay?ms=300' if n == 0 else 'a'}{'&' if n == 0 else '?'}n={n} HTTP/1.1\r\nHost: echo.demo\r\n\r\n"
         for n in range(4)
     ]
-    last = "GET /hostname HTTP/1.1\r\nHost: echo.demo\r\nConnection: close\r\n\r\n"
+    ends = "" if finishes else "Connection: close\r\n"
+    last = f"GET /hostname HTTP/1.1\r\nHost: echo.demo\r\n{ends}\r\n"
     with connect(tunnel.port) as client:
         client.sendall("".join([*requests, last]).encode())
+        if finishes:
+            client.shutdown(socket.SHUT_WR)
         answer = rest(client)
     assert re.findall(rb'"query":"[^"]*n=(\d)"', answer) == [b"0", b"1", b"2", b"3"]
     assert answer.count(b"HTTP/1.1 200") == 5

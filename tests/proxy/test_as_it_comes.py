@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterator
 
@@ -54,13 +55,15 @@ def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
         assert "Traceback" not in tunnel.log, tunnel.log
 
 
-@pytest.mark.parametrize("path", HEADS)
-def test_each_part_is_passed_on_when_it_arrives(tunnel: Tunnel, path: str) -> None:
+@pytest.mark.parametrize(("path", "finishes"), [*((path, False) for path in HEADS), ("/upgrade", True)])
+def test_each_part_is_passed_on_when_it_arrives(tunnel: Tunnel, path: str, finishes: bool) -> None:
     fields = "Connection: Upgrade\r\nUpgrade: ticks\r\n" if path == "/upgrade" else ""
     late_s: list[float] = []
     buffer = b""
     with connect(tunnel.port) as client:
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: ticks.demo\r\n{fields}\r\n".encode())
+        if finishes:  # and reads on
+            client.shutdown(socket.SHUT_WR)
         while data := client.recv(1 << 16):
             now_s = time.monotonic()
             *events, buffer = (buffer + data).split(b"\n\n")
