@@ -448,6 +448,9 @@ def test_the_kernel_tells_who_is_gone(family: socket.AddressFamily) -> None:
             assert sockets.is_departed(*names) is False
             client.close()
             assert sockets.is_departed(*names) is True
+            ours.sendall(b"too late")  # answered by a reset, and the kernel has forgotten it
+            assert sockets.is_departed(*names) is True
+            assert sockets.is_departed(("192.0.2.1", 5), ("192.0.2.2", 6)) is None
         finally:
             ours.close()
             sockets.close()
