@@ -148,13 +148,27 @@ class DnsServer:
         udp = socket.socket(family, socket.SOCK_DGRAM)
         try:
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-            udp.bind((self._host, self._port))
+            self._bind(udp)
             self._udp, self._datagrams = await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=udp)
         except BaseException:
             udp.close()
             raise
         if self._tcp is not None:
             await self._tcp.start(self._host, self.addresses[0][1])
+
+    def _bind(self, udp: socket.socket) -> None:
+        """Also where mDNS's responders have the port at every address, for they let others in: what is sent to one
+        address goes to the socket that is bound to just that one (udp(7), `compute_score` of net/ipv4/udp.c).
+        """
+        try:
+            udp.bind((self._host, self._port))
+        except OSError as error:
+            # another server of that very address has its port for TCP too, so that is found out
+            if error.errno != errno.EADDRINUSE or self._tcp is None:
+                raise
+            udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            udp.bind((self._host, self._port))
+            udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # nobody else gets in beside us
 
     def _close_udp(self) -> None:
         if self._udp is not None:

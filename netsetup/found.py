@@ -61,6 +61,7 @@ class Found:
     """Attributes:
     redirector: the program that can redirect, `nft` or `iptables`; None where there is none.
     aliases: whether addresses are put on `lo0` instead of links of their own (macOS).
+    udp_ports: those that a program has at every address.
     """
 
     links: tuple[FoundLink, ...]
@@ -68,6 +69,7 @@ class Found:
     resolver: FoundResolver
     redirector: str | None = "nft"
     aliases: bool = False
+    udp_ports: frozenset[int] = frozenset()
 
 
 def without(found: Found, done: Sequence[Operation]) -> Found:

@@ -13,6 +13,7 @@ from netsetup.found import Found, Interface, Network, claim_on
 type Address = IPv4Address | IPv6Address
 
 DEFAULT_RANGES: tuple[Network, ...] = (IPv4Network("10.8.0.0/24"), IPv4Network("10.9.0.0/24"))
+DEFAULT_DNS_PORT = 5353
 MIN_HOST_BITS = 3  # both links' addresses and some virtual IPs
 MAX_LINK_NAME_CHARS = 15  # IFNAMSIZ of linux/if.h, less its end
 MAX_PORT = 65535
@@ -40,7 +41,7 @@ class Wanted:
     proxy_ip: Address | None = None
     zones: tuple[str, ...] = ("cluster.local",)
     port: int = 8080
-    dns_port: int = 5353
+    dns_port: int = DEFAULT_DNS_PORT
     dns_link: str = "kube-dns0"
     proxy_link: str = "kube-proxy0"
     forwarded: bool = False
@@ -56,12 +57,14 @@ class Layout:
         dns_address, proxy_address: the links' addresses, with their prefix lengths.
         ranges: the prefixes for virtual IPs.
         skipped: why each other prefix that was wanted is not among them, in words.
+        dns_port: the DNS server's: where none but the default is wanted, one that no responder of mDNS has.
     """
 
     dns_address: Interface
     proxy_address: Interface
     ranges: tuple[Network, ...]
     skipped: tuple[str, ...] = ()
+    dns_port: int = DEFAULT_DNS_PORT
 
 
 def choose_layout(wanted: Wanted, found: Found) -> Layout:
@@ -84,7 +87,9 @@ def choose_layout(wanted: Wanted, found: Found) -> Layout:
     hosts = (address for address in free[0].hosts() if address not in taken)
     dns_ip = _own_address(wanted.dns_ip, free, found) or next(hosts)
     proxy_ip = _own_address(wanted.proxy_ip, free, found) or next(hosts)
-    return Layout(_with_prefix(dns_ip, free), _with_prefix(proxy_ip, free), free, skipped)
+    return Layout(
+        _with_prefix(dns_ip, free), _with_prefix(proxy_ip, free), free, skipped, _choose_dns_port(wanted, found)
+    )
 
 
 def reverse_zones(prefix: Network) -> tuple[str, ...]:
@@ -94,6 +99,13 @@ def reverse_zones(prefix: Network) -> tuple[str, ...]:
     superfluous = (prefix.max_prefixlen - length) // bits
     parts = prefix.subnets(new_prefix=length)
     return tuple(".".join(part[0].reverse_pointer.split(".")[superfluous:]) for part in parts)
+
+
+def _choose_dns_port(wanted: Wanted, found: Found) -> int:
+    if wanted.dns_port != DEFAULT_DNS_PORT:
+        return wanted.dns_port
+    taken = found.udp_ports | {wanted.port}
+    return next((port for port in range(DEFAULT_DNS_PORT, MAX_PORT + 1) if port not in taken), DEFAULT_DNS_PORT)
 
 
 def _own_address(asked: Address | None, free: tuple[Network, ...], found: Found) -> Address | None:

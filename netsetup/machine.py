@@ -8,6 +8,7 @@ from pathlib import Path
 from netsetup.found import Found
 from netsetup.programs import run
 from netsetup.resolver import find_resolver
+from netsetup.udp_ports import find_udp_ports
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc_sys_kernel(5)
 NETWORK_NAMESPACE = Path("/proc/self/ns/net")  # namespaces(7)
@@ -37,4 +38,6 @@ def find() -> Found:
         return Found(find_aliases(), find_routes(), resolver, redirector=None, aliases=True)
     from netsetup import links, redirect  # pyroute2 is there on Linux alone
 
-    return Found(links.find_links(), links.find_routes(), resolver, redirect.find_redirector())
+    return Found(
+        links.find_links(), links.find_routes(), resolver, redirect.find_redirector(), udp_ports=find_udp_ports()
+    )

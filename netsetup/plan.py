@@ -50,6 +50,10 @@ def notes(wanted: Wanted, layout: Layout, found: Found) -> tuple[str, ...]:
     """What the user should know of the plan, in words."""
     kind = found.resolver.kind
     told = list(layout.skipped)
+    if layout.dns_port != wanted.dns_port:
+        told.append(
+            f"UDP port {wanted.dns_port} is another program's (mDNS?), so the DNS server's is {layout.dns_port}"
+        )
     if wanted.search is not None and kind in ("NetworkManager", "resolver-directory"):
         told.append(f"the search list is left as it is ({kind}): short names do not resolve by --search")
     if kind == "resolv.conf" and found.resolver.asks_all_at_once:
@@ -78,7 +82,7 @@ def _addresses(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation,
             dns_ip=str(layout.dns_address.ip),
             proxy_ip=str(layout.proxy_address.ip),
             port=wanted.port,
-            dns_port=wanted.dns_port,
+            dns_port=layout.dns_port,
             forwarded=wanted.forwarded,
         ),
     )
@@ -114,7 +118,7 @@ def _resolver(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, 
             return _file(found, DNSMASQ_FILE, lines, RELOAD_NETWORK_MANAGER)
         case "resolver-directory":
             # nothing redirects port 53 there, so the server is named where it listens
-            lines = HEADING + f"nameserver 127.0.0.1\nport {wanted.dns_port}\n"
+            lines = HEADING + f"nameserver 127.0.0.1\nport {layout.dns_port}\n"
             steps = [_file(found, f"{RESOLVER_DIRECTORY}/{zone}", lines) for zone in zones]
             return tuple(dict.fromkeys(step for each in steps for step in each))
         case _:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from netsetup.apply import apply, present, undo
@@ -235,7 +235,7 @@ def _kept(wanted: Wanted, record: Record | None) -> State | None:
     """The network that `up` has made in this boot, where it is to stay; None where there is none."""
     if record is None or record.temporary or not record.complete or record.boot_id != boot_id():
         return None
-    differences = differing(record.wanted, wanted)
+    differences = differing(replace(record.wanted, dns_port=record.layout.dns_port), wanted)
     differences += [f"{piece.step.text} is missing" for piece in map(_look, record.operations) if piece.found is False]
     if differences:
         raise SetUpOtherwiseError(

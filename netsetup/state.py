@@ -80,7 +80,7 @@ class Record:
             ranges=layout.ranges,
             zones=wanted.zones,
             proxy_port=wanted.port,
-            dns_port=wanted.dns_port,
+            dns_port=layout.dns_port,
             resolvers=tuple((server, 53) for server in self.resolvers),
             redirected=any(isinstance(step, Redirect) for step in self.operations),
             user=wanted.user,
@@ -280,7 +280,7 @@ def _decode(content: bytes) -> Record:
         raise ValueError(f"version {plain['version']}, of another kube-tunnel")
     return Record(
         wanted=_wanted(plain["wanted"]),
-        layout=_layout(plain["layout"]),
+        layout=_layout({"dns_port": plain["wanted"]["dns_port"]} | plain["layout"]),  # files of before have it there
         resolvers=msgspec.convert(plain["resolvers"], tuple[str, ...]),
         boot_id=msgspec.convert(plain["boot_id"], str),
         operations=[_operation(each) for each in plain["operations"]],
@@ -308,4 +308,5 @@ def _layout(plain: dict[str, Any]) -> Layout:
         ip_interface(plain["proxy_address"]),
         tuple(ip_network(each) for each in plain["ranges"]),
         tuple(plain["skipped"]),
+        msgspec.convert(plain["dns_port"], int),
     )

@@ -285,6 +285,24 @@ class TestListening:
                 await server.start()
             assert server.addresses == ()
 
+    async def test_beside_a_responder_of_mdns(self, shop: Shop) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as responder:
+            responder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            responder.bind(("", 0))
+            server = DnsServer(shop, host="127.0.0.1", port=responder.getsockname()[1])
+            await server.start()
+            try:
+                assert (await ask(server, f"api.{SHOP}")).status == "NOERROR"
+                second = DnsServer(shop, host="127.0.0.1", port=responder.getsockname()[1])
+                with pytest.raises(DnsPortUnavailable):
+                    await second.start()
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                    stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    with pytest.raises(OSError, match="in use"):
+                        stranger.bind(server.addresses[0])
+            finally:
+                await server.aclose()
+
     async def test_without_tcp(self, shop: Shop) -> None:
         server = DnsServer(shop, host="127.0.0.1", port=0, tcp=False)
         await server.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
 
 import pytest
@@ -27,6 +28,13 @@ def test_a_free_machine_gets_the_defaults() -> None:
     assert (str(layout.dns_address), str(layout.proxy_address)) == ("10.8.0.1/24", "10.8.0.2/24")
     assert layout.ranges == (ip_network("10.8.0.0/24"), ip_network("10.9.0.0/24"))
     assert layout.skipped == ()
+
+
+def test_the_dns_port_is_no_responders_of_mdns() -> None:
+    found = replace(laptop(), udp_ports=frozenset({5353, 5354}))
+    assert choose_layout(Wanted(), found).dns_port == 5355
+    assert choose_layout(Wanted(port=5355), found).dns_port == 5356
+    assert choose_layout(Wanted(dns_port=5400), replace(found, udp_ports=frozenset({5400}))).dns_port == 5400  # a wish
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -61,6 +62,15 @@ def test_every_step_comes_back_as_it_was(tmp_path: Path) -> None:
     assert read_record(path) == record
     assert {type(step) for step in STEPS} == {*OPERATIONS.values()}
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_of_before_has_the_dns_port_among_the_wishes_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    record = written(path)
+    plain = json.loads(path.read_bytes())
+    del plain["layout"]["dns_port"]
+    path.write_text(json.dumps(plain))
+    assert read_record(path) == record
 
 
 def test_what_the_tunnel_reads(tmp_path: Path) -> None:

@@ -394,6 +394,34 @@ def test_the_way_out_without_a_state_file(own: Machine) -> None:
     assert own.facts() == before
 
 
+MDNS = """
+import socket, time
+responder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+responder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+responder.bind(("", 5353))
+print("listening", flush=True)
+time.sleep(600)
+"""
+
+
+def test_beside_a_responder_of_mdns_names_do_not_wait_for_it(own: Machine) -> None:
+    """Port 53 leads to a port that is closed while no tunnel runs, so that the next server is asked at once."""
+    before = own.facts()
+    with own.start(sys.executable, "-c", MDNS) as responder:
+        try:
+            assert responder.stdout is not None
+            responder.stdout.readline()
+            assert "so the DNS server's is 5354" in own.netsetup("up").stdout
+            assert own.netsetup("up").stdout.startswith("it is up as wanted already")
+            asked = own.run("dig", "@10.8.0.1", "+time=20", "+tries=1", "example.com", check=False)
+            assert "refused" in asked.stdout
+        finally:
+            responder.kill()
+    assert own.netsetup("up").stdout.startswith("it is up as wanted already")
+    own.netsetup("down")
+    assert own.facts() == before
+
+
 def test_the_way_out_where_the_state_file_is_gone(own: Machine) -> None:
     before = own.facts()
     own.netsetup("up")

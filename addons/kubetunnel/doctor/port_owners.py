@@ -93,9 +93,8 @@ def bind_error(kind: str, address: str, port: int) -> OSError | None:
     """Why a listener cannot be had at (address, port); None where it can."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as tried:
         try:
-            if kind == "tcp":
-                # as asyncio's listeners: connections that ended lately do not count
-                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # as our listeners: connections that ended lately do not count, nor do responders of mDNS
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             tried.bind((address, port))
             if kind == "tcp":
                 tried.listen(1)
