@@ -51,9 +51,7 @@ def present(ours: Collection[str]) -> tuple[tuple[str, int], ...]:
 PLAIN = NamingPlan(("cluster.local",), RANGES, dns=("127.0.0.1", 5353), resolvers=NOW)
 LED = Redirection("10.8.0.1", 8080, 5353)
 ONLY_DNS = replace(LED, proxy_port=None)
-SET_UP = replace(
-    PLAIN, reserved=(DNS_IP, PROXY_IP), dns_ips=(DNS_IP,), proxy_ips=(PROXY_IP,), resolvers=FORMER, redirection=LED
-)
+SET_UP = replace(PLAIN, reserved=(DNS_IP, PROXY_IP), dns_ips=(DNS_IP,), proxy_ips=(PROXY_IP,), redirection=LED)
 IPV6_DNS, IPV6_PROXY = ip_address("fd00:8::1"), ip_address("fd00:8::2")
 IPV6 = replace(MACHINE, dns_ip=IPV6_DNS, proxy_ip=IPV6_PROXY, ranges=(ip_network("fd00:8::/64"),))
 SET_UP_IPV6 = replace(
@@ -71,18 +69,18 @@ LOOPBACK = replace(PLAIN, ranges=(LOOPBACK_RANGE,), loopback=True)
         (settings(), MACHINE, SET_UP),
         (
             settings(),
-            replace(MACHINE, resolv_conf=RESOLV_CONF),  # what is beside ours there is newer than the state file
-            replace(SET_UP, resolvers=NOW, resolv_conf=(RESOLV_CONF, "10.8.0.1")),
+            replace(MACHINE, resolv_conf=RESOLV_CONF),
+            replace(SET_UP, resolv_conf=(RESOLV_CONF, "10.8.0.1")),
         ),
         (settings(), replace(MACHINE, redirected=False), replace(SET_UP, shared=PROXY_IP, redirection=ONLY_DNS)),
         (settings({"answer": "shared"}), MACHINE, replace(SET_UP, shared=PROXY_IP)),
         (settings({"answer": "shared"}), None, replace(PLAIN, shared=ip_address("127.0.0.1"))),
         (settings(loopback=True), None, LOOPBACK),
-        (settings(loopback=True), MACHINE, replace(LOOPBACK, resolvers=FORMER, redirection=ONLY_DNS)),
+        (settings(loopback=True), MACHINE, replace(LOOPBACK, redirection=ONLY_DNS)),
         (
             settings(loopback=True),
             replace(MACHINE, redirected=False),
-            replace(LOOPBACK, resolvers=FORMER, redirection=ONLY_DNS),
+            replace(LOOPBACK, redirection=ONLY_DNS),
         ),
         (  # the DNS port that the machine leads to, but for one that was asked for
             settings(),
@@ -110,8 +108,9 @@ def test_the_plan(wanted: Settings, machine: State | None, plan: NamingPlan) -> 
     assert plan_naming(wanted, machine, present) == plan
 
 
-def test_the_servers_of_before_where_the_file_has_none_now() -> None:
-    assert plan_naming(settings(), replace(MACHINE, resolv_conf=RESOLV_CONF), lambda _: ()).resolvers == FORMER
+@pytest.mark.parametrize("resolv_conf", [None, RESOLV_CONF])
+def test_the_servers_of_before_where_there_are_none_now(resolv_conf: Path | None) -> None:
+    assert plan_naming(settings(), replace(MACHINE, resolv_conf=resolv_conf), lambda _: ()).resolvers == FORMER
 
 
 # the plan made true

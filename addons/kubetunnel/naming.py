@@ -118,9 +118,8 @@ def _also_dns(settings: Settings, machine: State | None) -> tuple[str, int] | No
 def _former_resolvers(machine: State | None, dns_ip: str, resolvers: Resolvers) -> tuple[tuple[str, int], ...]:
     if machine is None:
         return resolvers([dns_ip])
-    # beside ours the file has those of the network that the machine is in by now
-    present = resolvers([dns_ip, str(machine.dns_ip)]) if machine.resolv_conf else ()
-    return present or machine.resolvers
+    # those of the network that the machine is in by now; the state file's where the system names nobody but us
+    return resolvers([dns_ip, str(machine.dns_ip)]) or machine.resolvers
 
 
 def _but_dns(plan: NamingPlan) -> NamingPlan:

@@ -188,3 +188,21 @@ def test_the_tunnel_itself(own: Machine, tmp_path: Path) -> None:
         status = tunnel.end()
     assert status == 0
     assert own.facts() == before
+
+
+def test_a_network_with_other_servers(own: Machine, running: Daemons, tmp_path: Path) -> None:
+    own.environ |= {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    own.environ.pop("SUDO_USER", None)
+    tunnel = Started(own, "--demo", "--virtual")
+    try:
+        tunnel.wait_for("Try:")
+        asked = ("sh", "-c", f"dig +short +tries=1 @10.8.0.1 {office_dns.KNOWN} | grep -qx {office_dns.ADDRESS}")
+        own.run(*asked)
+        own.run("ip", "address", "replace", "192.0.2.54/32", "dev", "lo")
+        own.run("ip", "address", "delete", f"{OFFICE_SERVER}/32", "dev", "lo")
+        with started(own, office_dns.__file__, "192.0.2.54"):
+            (own.etc / "systemd" / "resolved.conf").write_text(SETTINGS.replace(OFFICE_SERVER, "192.0.2.54"))
+            running.restart_resolved()
+            running.wait_for(*asked)
+    finally:
+        tunnel.end()
