@@ -59,10 +59,18 @@ class Responder:
     Args:
         authority: which names are ours; its zones are those of `names` at any time.
         rng: for the order of equal records.
+        max_forwarded: how many questions may wait for the upstreams.
     """
 
     def __init__(
-        self, names: Names, lookups: Lookups, upstreams: Upstreams, authority: Authority, rng: random.Random
+        self,
+        names: Names,
+        lookups: Lookups,
+        upstreams: Upstreams,
+        authority: Authority,
+        rng: random.Random,
+        *,
+        max_forwarded: int,
     ) -> None:
         self._names = names
         self._lookups = lookups
@@ -73,6 +81,7 @@ class Responder:
         self._answers: Counter[tuple[str, str]] = Counter()
         self._queries: deque[DnsQuery] = deque(maxlen=MAX_QUERIES)
         self._cached = self._forwarded = self._dropped = self._limited = 0
+        self._max_forwarded, self._forwarding = max_forwarded, 0
         self._now = asyncio.get_running_loop().time
 
     def facts(self) -> DnsFacts:
@@ -192,12 +201,18 @@ class Responder:
     async def _forward(self, packet: bytes, query: Query, *, tcp: bool) -> bytes:
         if not self._upstreams.servers:
             return self._reply(query, Answer(Rcode.REFUSED), tcp=tcp)
+        if self._forwarding >= self._max_forwarded:
+            self._limited += 1
+            return self._reply(query, Answer(Rcode.SERVFAIL), tcp=tcp)
         self._forwarded += 1
+        self._forwarding += 1
         try:
             reply = await self._upstreams.ask(packet, tcp=tcp)
         except NoUpstreamAnswered as error:
             logger.debug("DNS: SERVFAIL: %s", error)
             return self._reply(query, Answer(Rcode.SERVFAIL), tcp=tcp)
+        finally:
+            self._forwarding -= 1
         self._count(query, rcode_of(reply))
         return reply if tcp or len(reply) <= query.max_udp_bytes else truncated(reply, query)
 

@@ -53,7 +53,8 @@ class DnsServer:
         patience_s: how long the cluster may take before SERVFAIL.
         upstream_timeout_s: how long all upstreams together may take.
         tcp_idle_timeout_s: how long a connection may be silent.
-        max_open, max_open_per_client: how many questions may wait for an answer.
+        max_open, max_open_per_client: how many questions may wait for an answer; three quarters of the latter for one
+            of the upstreams.
     """
 
     def __init__(
@@ -85,7 +86,11 @@ class DnsServer:
             names.zones, tuple(ranges), known_at, own or {}, ttl_s=ttl_s, negative_ttl_s=negative_ttl_s
         )
         rng = random.Random()  # noqa: S311 - spreads clients over pods, keeps no secret
-        self._responder = Responder(names, self._lookups, self._upstreams, authority, rng)
+        self._responder = Responder(
+            names, self._lookups, self._upstreams, authority, rng,
+            # all of a machine is one client, and dead upstreams are no reason not to answer for the clusters
+            max_forwarded=max_open_per_client * 3 // 4,
+        )  # fmt: skip
         self._tcp = TcpListener(self._respond_by_tcp, idle_timeout_s=tcp_idle_timeout_s) if tcp else None
         self._udp: asyncio.DatagramTransport | None = None
         self._datagrams: _Datagrams | None = None

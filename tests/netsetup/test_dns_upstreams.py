@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 
 import pytest
-from dnslib import DNSRecord
+from dnslib import RCODE, DNSRecord
 
 from kubetunnel.core.errors import ClusterUnreachable
 from netsetup.dns_server import DnsServer
@@ -114,6 +114,31 @@ class TestForwarding:
             resolver.datagram_received(resolver.packets[0], resolver.clients[0])
             assert (await one)[:2] == b"\0\1"
             assert (await two)[:2] == b"\0\2"
+
+    async def test_names_of_the_cluster_while_the_upstreams_are_silent(self) -> None:
+        async with ScriptedResolver(silent) as resolver:
+            server = DnsServer(
+                Shop(),
+                host="127.0.0.1",
+                port=0,
+                upstreams=[resolver.address],
+                max_open_per_client=4,
+                upstream_timeout_s=30,
+            )
+            await server.start()
+            asking = [asyncio.create_task(exchange(server, question(f"n{number}.example.com"))) for number in range(3)]
+            try:
+                async with asyncio.timeout(5):
+                    while server.facts().forwarded < 3:  # noqa: ASYNC110 - counters bring no event
+                        await asyncio.sleep(0.01)
+                refused = DNSRecord.parse(await exchange(server, question("n3.example.com")))
+                ours = DNSRecord.parse(await exchange(server, question(f"api.shop.svc.{ZONE}")))
+                assert (RCODE[refused.header.rcode], RCODE[ours.header.rcode]) == ("SERVFAIL", "NOERROR")
+                assert server.facts().limited == 1
+            finally:
+                for task in asking:
+                    task.cancel()
+                await server.aclose()
 
     async def test_forwarded_while_the_cluster_is_away(self, start: Start) -> None:
         shop = Shop()

@@ -195,7 +195,9 @@ class TestFuzz:
         async def run() -> None:
             shop = Shop()
             lookups, upstreams = Lookups(shop), Upstreams([])
-            responder = Responder(shop, lookups, upstreams, Authority((ZONE,), (RANGE,)), random.Random(1))
+            responder = Responder(
+                shop, lookups, upstreams, Authority((ZONE,), (RANGE,)), random.Random(1), max_forwarded=9
+            )
             for packet in packets:
                 for tcp in (False, True):
                     reply = await responder.respond(packet, tcp=tcp)
