@@ -32,6 +32,14 @@ async def test_one_process_for_all_who_ask() -> None:
     assert not os.access(first, os.F_OK)
 
 
+async def test_it_imports_nothing_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('a file of the user')")
+    monkeypatch.chdir(tmp_path)
+    demo = Demo()
+    assert "clusters" in read(await demo.kubeconfig())
+    await demo.aclose()
+
+
 async def test_an_end_before_it_is_there_leaves_nothing() -> None:
     before, demo = children(), Demo()
     asking = asyncio.create_task(demo.kubeconfig())

@@ -44,7 +44,8 @@ class Demo:
     async def _start(self) -> asyncio.subprocess.Process:
         path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH")]))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "kubetunnel.sim", "--with-parent", "--kubeconfig", str(self._kubeconfig),
+            # -P: a module of that name in the working directory is not ours
+            sys.executable, "-P", "-m", "kubetunnel.sim", "--with-parent", "--kubeconfig", str(self._kubeconfig),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is for us, who end it after our own connections
         )  # fmt: skip
