@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -14,6 +15,8 @@ from typing import Self
 from kubetunnel.core.settings import DnsSettings, Settings
 from netsetup.privileges import as_root, settings_in
 from netsetup.state import State
+
+LOOPBACK = "127.0.0.1"
 
 
 def dns_port(settings: Settings, machine: State | None) -> int:
@@ -39,12 +42,12 @@ class Redirection:
     dns_ip: str
     proxy_port: int | None
     dns_port: int
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
 
     @classmethod
     def of(cls, machine: State, *, ports: bool = True) -> Self:
         """`ports`: whether names are answered with virtual IPs at all."""
-        host = "127.0.0.1" if machine.dns_ip.version == 4 or not machine.redirected else "::1"
+        host = LOOPBACK if machine.dns_ip.version == 4 or not machine.redirected else "::1"
         return cls(
             str(machine.dns_ip), machine.proxy_port if ports and machine.redirected else None, machine.dns_port, host
         )
@@ -63,26 +66,32 @@ class Redirection:
 
         Args:
             listening: the tunnel's addresses; none while it does not listen yet.
-            dns: the DNS server's, None where it is turned off.
+            dns: the DNS server's, None where it is turned off. One at 127.0.0.1 listens at ::1 as well where need be.
         """
-        problems, options = [], []
+        problems, options, flags = [], [], []
         if self.proxy_port is not None and listening and not any(self._is_there(a, self.proxy_port) for a in listening):
             host, port = next(iter(listening))
             problems.append(
-                f"virtual IPs lead to {self.host} port {self.proxy_port}, but the tunnel is at {host}:{port}"
+                f"Virtual IPs lead to {self.host} port {self.proxy_port}, but the tunnel is at {host}:{port}"
             )
-            options += ["--port", str(port)]
+            if port != self.proxy_port:
+                options += ["--port", str(port)]
+            else:
+                flags += ["--set", f"listen_host={LOOPBACK}"]
         if dns is not None and dns[1] != self.dns_port:
             problems.append(
                 f"{self.dns_ip} port 53 leads to port {self.dns_port}, but the DNS server is at port {dns[1]}"
             )
             options += ["--dns-port", str(dns[1])]
+        elif dns is not None and not self._is_there(dns, self.dns_port) and dns[0] != LOOPBACK:
+            problems.append(f"{self.dns_ip} port 53 leads to {self.host}, but the DNS server is at {dns[0]}")
+            flags += ["--dns-ip", LOOPBACK]
         if not problems:
             return ""
-        sentence = "; ".join(problems)
-        return f"{sentence[0].upper()}{sentence[1:]} (netsetup up). See: {setting_up(*options)}"
+        mend = setting_up(*options) if options else shlex.join(["kube-tunnel", *flags])
+        return f"{'; '.join(problems)} (netsetup up). See: {mend}"
 
     def _is_there(self, address: tuple[str, int], port: int) -> bool:
-        host = ip_address(address[0].partition("%")[0])
-        # `::` takes IPv4 too, as asyncio does not restrict it where only one of both was asked for
-        return address[1] == port and (host.is_unspecified or str(host) == self.host)
+        # asyncio's listeners at `::` do not take IPv4
+        everywhere = ip_address("::" if ":" in self.host else "0.0.0.0")  # noqa: S104 - compared, not bound
+        return address[1] == port and ip_address(address[0].partition("%")[0]) in (ip_address(self.host), everywhere)
