@@ -18,9 +18,8 @@ from netsetup.operations import EditResolvConf, MakeDirectory, SetLinkResolver, 
 from netsetup.plan import DNSMASQ_FILE, HEADING, RESOLV_CONF, RESOLVED_DIRECTORY, RESOLVER_DIRECTORY, STUB_FILE
 from netsetup.programs import find_program, run
 from netsetup.resolv_conf import edited, is_edited, nameservers, restored, unmarked
+from netsetup.resolvers import STUB_ADDRESSES
 
-# systemd-resolved's stub, which it answers by link and domain (systemd-resolved.service(8))
-STUB_ADDRESSES = {"127.0.0.53", "127.0.0.54"}
 RESOLVED_SERVERS = f"{RESOLVED_DIRECTORY}/resolv.conf"
 
 

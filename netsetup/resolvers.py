@@ -13,8 +13,9 @@ from netsetup.resolv_conf import nameservers
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 RESOLVED_CONF = Path("/run/systemd/resolve/resolv.conf")  # the servers themselves, without the stub
+# systemd-resolved's stub, which it answers by link and domain (systemd-resolved.service(8))
+STUB_ADDRESSES = frozenset({"127.0.0.53", "127.0.0.54"})
 DNS_PORT = 53
-_RESOLVED_STUBS = ("127.0.0.53", "127.0.0.54")
 
 
 def system_resolvers(
@@ -26,7 +27,7 @@ def system_resolvers(
         ours: addresses where port 53 is our own DNS server's.
     """
     listed = _servers(resolv_conf)
-    if any(server in _RESOLVED_STUBS for server in listed):
+    if not STUB_ADDRESSES.isdisjoint(listed):
         # the stub sends our zones back to us, and may do so with others
         behind = _servers(resolved_conf)
         listed = behind or listed
