@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kubetunnel.run_command import courier
 from kubetunnel.run_command.courier import Courier, courier_pair
 
 NOBODY = 65534
@@ -85,6 +87,19 @@ async def test_a_cancelled_question_does_not_mix_up_answers(asking: socket.socke
         with await courier.bound("udp", "127.77.0.2", 0) as found:
             assert (found.type, found.getsockname()[0]) == (socket.SOCK_DGRAM, "127.77.0.2")
     await courier.aclose()
+
+
+async def test_a_late_answer_is_not_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "ANSWER_TIMEOUT_S", 0.01)
+    ours, theirs = courier_pair()
+    with ours, theirs:
+        asking = Courier(ours)
+        with pytest.raises(TimeoutError):
+            await asking.bound("tcp", "127.77.0.1", 0)
+        with socket.create_server(("127.77.0.1", 0)) as late, pytest.raises(OSError):
+            with contextlib.suppress(BrokenPipeError):
+                socket.send_fds(theirs, [b"0"], [late.fileno()])
+            (await asking.bound("tcp", "127.77.0.2", 0)).close()
 
 
 async def test_a_namespace_that_is_gone() -> None:

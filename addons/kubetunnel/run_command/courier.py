@@ -64,7 +64,11 @@ class Courier:
 
     def _ask(self, kind: Kind, address: str, port: int) -> socket.socket:
         self._connection.send(json.dumps([kind, address, port]).encode())
-        message, descriptors, _, _ = socket.recv_fds(self._connection, _MESSAGE_BYTES, 1)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._connection, _MESSAGE_BYTES, 1)
+        except TimeoutError:
+            self._connection.close()  # an answer that comes late would be taken for the next one's
+            raise
         if not message:
             raise ConnectionResetError("the namespace is gone")
         if not descriptors:
