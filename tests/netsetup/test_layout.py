@@ -93,6 +93,10 @@ def test_ipv6() -> None:
     assert (str(layout.dns_address), str(layout.proxy_address)) == ("fd00:9::1/64", "fd00:9::2/64")
 
 
+def test_the_first_and_the_last_port_are_ports() -> None:
+    assert choose_layout(Wanted(port=1, dns_port=65535), laptop()) == choose_layout(Wanted(), laptop())
+
+
 @pytest.mark.parametrize(
     ("wanted", "why"),
     [
@@ -109,7 +113,7 @@ def test_ipv6() -> None:
         (Wanted(dns_ip=ip_address("127.0.0.1")), "cannot be a link's"),
         (Wanted(dns_ip=ip_address("10.8.0.9"), proxy_ip=ip_address("10.8.0.9")), "the same"),
         (Wanted(port=0), "not within"),
-        (Wanted(dns_port=70000), "not within"),
+        (Wanted(dns_port=65536), "not within"),
         (Wanted(port=5353), "both have port"),
         (Wanted(zones=()), "no zone"),
         (Wanted(zones=("../../etc/passwd",)), "not a DNS zone"),

@@ -120,6 +120,10 @@ def test_there_was_no_file() -> None:
     assert restored(OURS + b"search x\n", Edit("10.8.0.1"), None) == b"search x\n"
 
 
+def test_a_file_that_was_emptied_but_for_our_line_stays() -> None:
+    assert restored(OURS, Edit("10.8.0.1"), b"nameserver 192.0.2.1\n") == b""
+
+
 def test_our_server_must_be_the_first() -> None:
     assert not is_edited(None, "10.8.0.1")
     assert not is_edited(b"nameserver 192.0.2.1\n" + OURS, "10.8.0.1")
