@@ -129,6 +129,19 @@ def test_a_client_that_goes_while_it_waits_leaves_the_upstream_to_others() -> No
     assert not book.closed
 
 
+def test_a_streamed_request_whose_client_goes_while_it_waits_leaves_the_upstream_to_others() -> None:
+    book = Playbook(h2_client=True, open_at_once=False, requestheaders=stream_bodies)
+    peer = book.h2_client()
+    first = peer.request("/first", method="POST", body=b"whole")
+    peer.request("/second")
+    peer.h2.reset_stream(first, 8)
+    peer.flush()
+    book.opened()
+    assert book.to_upstream().startswith(b"GET /second ")
+    book.from_upstream(OK)
+    assert nothing_is_left(book)
+
+
 def test_a_pool_that_fits_nothing_refuses_instead_of_opening_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UpstreamPool, "_fits", lambda *_: False)
     book = Playbook(policy=HttpPolicy(max_upstreams=2))

@@ -215,7 +215,8 @@ class RequestHalf(HttpStream):
         """The answer is sent. What still comes of the request is read, so that the client gets to it, and dropped."""
         if isinstance(event, RequestEndOfMessage):
             self.client_state = self.state_done
-            yield from self.flow_done()
+            if self.server_state == self.state_done:  # not where the client went before there was an answer
+                yield from self.flow_done()
 
     def make_server_connection(self, *, fresh: bool = False, delay_s: float = 0.0) -> layer.CommandGenerator[bool]:
         request = self.flow.request
