@@ -415,6 +415,14 @@ def test_a_killed_flow_leaves_nothing(hook: str, h2_client: bool) -> None:
     assert nothing_is_left(book)
 
 
+def test_an_invalid_request_leaves_nothing() -> None:
+    book = Playbook(h2_client=True)
+    peer = book.h2_client()
+    stream = peer.request("/", ("content-length", "2"), ("content-length", "2"), method="POST", body=b"ok")
+    assert peer.status(stream) == "400"
+    assert nothing_is_left(book)
+
+
 def test_an_answer_of_an_addon_needs_no_upstream() -> None:
     def answer(flow: http.HTTPFlow) -> None:
         flow.response = http.Response.make(200, b"ours")

@@ -265,7 +265,10 @@ class KubeHttpStream(RequestHalf):
 
     def check_invalid(self, request: bool) -> layer.CommandGenerator[bool]:
         if request or not self.context.options.validate_inbound_headers:
-            return (yield from super().check_invalid(request))
+            invalid: bool = yield from super().check_invalid(request)
+            if invalid:
+                yield DropStream(self.stream_id)
+            return invalid
         assert self.flow.response
         try:
             validate_headers(self.flow.response)
