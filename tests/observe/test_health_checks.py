@@ -17,7 +17,7 @@ from kubetunnel.core.names import ServiceName
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.settings import ClusterSettings, Settings
 from kubetunnel.observe.event_log import EventLog
-from kubetunnel.observe.health_checks import FIRST_DELAY_S, HealthChecks
+from kubetunnel.observe.health_checks import FIRST_DELAY_S, MAX_CHECKING, HealthChecks
 from kubetunnel.observe.sources import HealthPolicy
 from kubetunnel.observe.traffic import ServiceKey, Traffic
 from kubetunnel.proxy.clusters import Clusters
@@ -140,15 +140,52 @@ async def test_a_service_that_nobody_uses_is_not_checked(sim: SimCluster, tmp_pa
         assert found.health.records(ECHO) == {}
 
 
+async def test_a_connection_that_stays_open_is_use(sim: SimCluster, tmp_path: Path) -> None:
+    async with checked(sim, tmp_path) as found:
+        await found.records(80)
+        found.policy = HealthPolicy(timeout_s=1.0, idle_timeout_s=10.0)
+        found.traffic.of(ECHO).upstreams = 1
+        await found.round()
+        await found.round()
+        assert [record.checks for record in found.health.records(ECHO).values()] == [3, 3]
+        found.traffic.of(ECHO).upstreams = 0
+        found.health.look()
+        assert found.health.records(ECHO) == {}
+
+
+async def test_a_pod_of_two_services_stays_unhealthy_when_one_is_no_longer_used(
+    sim: SimCluster, tmp_path: Path
+) -> None:
+    async with checked(sim, tmp_path) as found:
+        records = await found.records(9999, rounds=3)
+        twin = ServiceKey("cluster.local", "demo", "twin")
+        found.health._records[twin] = dict(found.health._records[ECHO])
+        found.health._forget(twin)
+        session = await found.clusters.first.session()
+        assert all(found.health.is_unhealthy(session.forwards, pod_port) for pod_port in records)
+
+
+async def test_who_has_waited_longest_is_checked_first(sim: SimCluster, tmp_path: Path) -> None:
+    async with checked(sim, tmp_path) as found:
+        keys = [ServiceKey("cluster.local", "demo", f"none-{number}") for number in range(2 * MAX_CHECKING)]
+        for key in keys:
+            found.traffic.of(key).use(80, found.now_s)
+        found.health.look()
+        late = set(keys[MAX_CHECKING:])
+        found.health._due_s |= {key: found.now_s - (key in late) for key in keys}
+        found.health.look()
+        assert found.health._checking.keys() == late
+
+
 async def test_a_service_is_checked_once_at_a_time(sim: SimCluster, tmp_path: Path) -> None:
     async with checked(sim, tmp_path) as found:
-        found.traffic.of(ECHO).use(9007, found.now_s)
-        found.health.look()
+        tasks = set()
         for _ in range(5):
-            found.now_s += 100.0
             found.traffic.of(ECHO).use(9007, found.now_s)
             found.health.look()
-            assert len(found.health._checking) == 1
+            tasks |= set(found.health._checking.values())
+            found.now_s += 100.0
+        assert len(tasks) == 1
 
 
 async def test_the_rounds_are_jittered(sim: SimCluster, tmp_path: Path) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mitmproxy import http, tcp
+from mitmproxy.connection import Server
 from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from mitmproxy.test import tflow, tutils
 
 from kubetunnel.core.errors import NoReadyEndpoints, ServiceNotFound, UpstreamReset
+from kubetunnel.core.names import ServiceName
 from kubetunnel.core.settings import Settings
 from kubetunnel.observe.event_log import EventLog
 from kubetunnel.observe.recording import Recording
@@ -272,6 +277,23 @@ def test_raw_connections() -> None:
     error = books.of(db).last_error
     assert error is not None
     assert error.reason == "ConnectionRefused"
+
+
+def test_a_service_is_used_while_a_connection_to_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    books = Books()
+    name = ServiceName("api", "shop", "cluster.local")
+    opened: Any = SimpleNamespace(destination=SimpleNamespace(name=name, port=80), setup_s=0.01, retries=0)
+    monkeypatch.setattr(books.upstreams, "opened", lambda server: opened)
+    data = ServerConnectionHookData(
+        server=Server(address=("api.shop.svc.cluster.local", 80)), client=tflow.tclient_conn()
+    )
+    books.recording.server_connected(data)
+    later_s = books.of(API).used_s + 1000.0
+    assert books.of(API).is_used(later_s, 300.0)
+    books.recording.server_disconnected(data)
+    books.recording.server_disconnected(data)  # of one that was none of ours
+    assert not books.of(API).is_used(later_s, 300.0)
+    assert books.of(API).upstreams == 0
 
 
 def test_the_same_failure_again_and_again_is_one_event() -> None:

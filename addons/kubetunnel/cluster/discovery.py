@@ -145,6 +145,10 @@ class Discovery:
         listing = await self._api.list_objects(Query(SERVICES, decode.ServiceObject, namespace))
         return tuple(decode.service(found) for found in listing.items) if listing else ()
 
+    def watched(self) -> dict[Key, ServiceState]:
+        """The Services that are kept up, as they are; nothing is asked for that."""
+        return {key: followed.last for key, followed in self._followed.items() if followed.last is not None}
+
     def subscribe(self, callback: OnChange) -> Callable[[], None]:
         """Call `callback(namespace, name, state)` of every Service in use: its first state, and every change of it.
 

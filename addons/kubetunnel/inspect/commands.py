@@ -113,7 +113,7 @@ class Commands:
     def health(self) -> types.Data:
         """How the clusters, Services and forwards in use are."""
         rows = []
-        for zone, session in in_use.sessions(self._clusters):
+        for zone, session in self._clusters.sessions().items():
             access = session.access
             rows.append([f"cluster {zone}", "open", f"context {access.context}, {access.server}"])
         rows += [self._service_health(service) for service in in_use.services(self._clusters)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-# ruff: noqa: SLF001 - Clusters and Discovery have no public question for what is there without opening it
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,21 +28,10 @@ class ServiceInUse:
     ready: int
 
 
-def sessions(clusters: Clusters) -> Iterator[tuple[str, Session]]:
-    """Zone and session of each cluster that is open."""
-    for zone in clusters.zones:
-        session = clusters.of(zone)._session
-        if session is not None:
-            yield zone, session
-
-
 def services(clusters: Clusters) -> Iterator[ServiceInUse]:
     """By zone, then Namespace and name."""
-    for zone, session in sessions(clusters):
-        for (namespace, name), followed in sorted(session.discovery._followed.items()):
-            state = followed.last
-            if state is None:
-                continue  # deleted, or not known yet
+    for zone, session in clusters.sessions().items():
+        for (namespace, name), state in sorted(session.discovery.watched().items()):
             ready: dict[str, bool] = {}
             for endpoint in (each for listed in state.slices for each in listed.endpoints if each.pod):
                 key = endpoint.pod or ""
@@ -54,7 +42,7 @@ def services(clusters: Clusters) -> Iterator[ServiceInUse]:
 
 def forwards(clusters: Clusters) -> Iterator[tuple[Session, ForwardFacts]]:
     """The forwards to pods."""
-    for _, session in sessions(clusters):
+    for session in clusters.sessions().values():
         for facts in sorted(session.forwards.forwards(), key=lambda each: (each.namespace, each.pod)):
             yield session, facts
 

@@ -15,14 +15,13 @@ from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.local_ports import LocalPorts
 from kubetunnel.observe.documents import Documents
 from kubetunnel.observe.health_checks import HealthChecks
-from kubetunnel.observe.known_services import KnownServices
+from kubetunnel.observe.known_services import REFRESH_TIMEOUT_S, KnownServices
 from kubetunnel.observe.replies import Refused, json_reply
 from kubetunnel.observe.sources import Sessions
 from kubetunnel.observe.traffic import ServiceKey
 
 logger = logging.getLogger(__name__)
 
-REFRESH_TIMEOUT_S = 5.0
 _AT_A_TIME = 16
 
 type Handler = Callable[[http.Request, list[str]], Awaitable[http.Response]]
@@ -141,20 +140,19 @@ class Api:
 
     async def _refresh(self, request: http.Request, segments: list[str]) -> http.Response:
         """Reads all Services in use anew; those that cannot be read are told."""
-        sessions = self._clusters.sessions()
         limit = asyncio.Semaphore(_AT_A_TIME)
 
         async def refresh(key: ServiceKey) -> str | None:
             try:
-                async with limit, asyncio.timeout(REFRESH_TIMEOUT_S):
-                    await sessions[key.zone].discovery.service(key.namespace, key.service, fresh=True)
+                async with limit:
+                    await self._known.refresh(key)
             except KubeTunnelError as e:
                 return str(e)
             except TimeoutError:
                 return f"{key.service} in {key.namespace}: no answer within {REFRESH_TIMEOUT_S:g} s"
             return None
 
-        keys = [key for key in self._known.states if key.zone in sessions]
+        keys = list(self._known.states)
         failed = [text for text in await asyncio.gather(*map(refresh, keys)) if text is not None]
         self._checks.hurry()
         return json_reply({"services": len(keys), "failed": failed[:_AT_A_TIME]})

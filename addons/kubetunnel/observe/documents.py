@@ -19,7 +19,7 @@ from kubetunnel.observe.forward_totals import ForwardKey, ForwardTotals
 from kubetunnel.observe.health_checks import HealthChecks
 from kubetunnel.observe.known_services import KnownServices, endpoints
 from kubetunnel.observe.sources import NamingFacts, Sessions
-from kubetunnel.observe.traffic import POD, UNKNOWN, ServiceKey, ServiceTraffic, Traffic
+from kubetunnel.observe.traffic import SHOWN_S, ServiceKey, ServiceTraffic, Traffic
 
 type Json = dict[str, Any]
 
@@ -67,12 +67,13 @@ class Documents:
 
     def services(self) -> list[Json]:
         """Of all Services in use, by namespace and name."""
-        keys = {*self._known.states, *(each.key for each in self._traffic if _is_service(each.key))}
+        keys = {*self._known.states, *(each.key for each in self._traffic if self._is_shown(each))}
         return [self._service(key) for key in sorted(keys)]
 
     def service(self, key: ServiceKey) -> Json | None:
         """Of one; None where it is not in use."""
-        if key not in self._known.states and (not _is_service(key) or self._traffic.get(key) is None):
+        traffic = self._traffic.get(key)
+        if key not in self._known.states and (traffic is None or not self._is_shown(traffic)):
             return None
         return self._service(key)
 
@@ -187,6 +188,9 @@ class Documents:
         kubectl = self._clusters.of(zone).kubectl if zone in self._clusters.zones else "kubectl"
         return kubectl + command.removeprefix("kubectl")
 
+    def _is_shown(self, traffic: ServiceTraffic) -> bool:
+        return traffic.key.is_of_one and traffic.is_used(self._clock(), SHOWN_S)
+
     def _rates(self, traffic: ServiceTraffic | None) -> Json:
         if traffic is None:
             nothing = {"requests_total": 0, "requests_per_s": 0.0, "error_rate": 0.0, "p50_ms": None, "p99_ms": None}
@@ -244,10 +248,6 @@ def _shows(key: ServiceKey, state: ServiceState | None) -> str:
     if state is None or state.service.type == "ExternalName":
         return f"kubectl -n {key.namespace} get service {key.service}"
     return show_pods(state.service)
-
-
-def _is_service(key: ServiceKey) -> bool:
-    return key.zone not in (UNKNOWN, "other") and key.service != POD
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from kubetunnel.forward.facts import ForwardFacts
@@ -23,7 +23,7 @@ class ForwardKey(NamedTuple):
 
 
 class ForwardTotals:
-    """To be told of the sessions once a second, and when somebody wants to know exactly."""
+    """To be told of the sessions once a second. What a forward counts in the last moment before its end is missed."""
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
@@ -40,6 +40,11 @@ class ForwardTotals:
                 self._count(zone, before.get(key), facts)
                 if key not in before or before[key].state != facts.state:
                     self._tell(facts)
+
+    def has_streams(self, zone: str, namespace: str, pods: Iterable[str | None]) -> bool:
+        """Whether one of these pods has a stream."""
+        found = (self.now.get(ForwardKey(zone, namespace, pod or "")) for pod in pods)
+        return any(facts is not None and facts.streams for facts in found)
 
     def _count(self, zone: str, before: ForwardFacts | None, now: ForwardFacts) -> None:
         totals = self.totals.setdefault(zone, Counter())

@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from operator import itemgetter
 from weakref import WeakKeyDictionary
 
 from kubetunnel.cluster.access import ClusterAccess
@@ -25,7 +26,7 @@ from kubetunnel.forward.pod_streams import PodStreams
 from kubetunnel.observe.event_log import EventLog
 from kubetunnel.observe.probes import Probed, probe
 from kubetunnel.observe.sources import HealthPolicy
-from kubetunnel.observe.traffic import POD, UNKNOWN, ServiceKey, ServiceTraffic, Traffic
+from kubetunnel.observe.traffic import ServiceKey, ServiceTraffic, Traffic
 from kubetunnel.proxy.routing import Destination, Router
 
 logger = logging.getLogger(__name__)
@@ -109,18 +110,21 @@ class HealthChecks:
         in_use = {
             service.key: service
             for service in self._traffic
-            if service.ports and service.key.zone != UNKNOWN and now_s - service.used_s < policy.idle_timeout_s
+            if service.ports and service.key.is_of_one and service.is_used(now_s, policy.idle_timeout_s)
         }
         if not policy.enabled:
             in_use = {}
         for key in self._due_s.keys() - in_use.keys():
             self._forget(key)
-        for key, service in in_use.items():
-            due_s = self._due_s.setdefault(key, now_s + FIRST_DELAY_S)
-            if now_s >= due_s and key not in self._checking and len(self._checking) < MAX_CHECKING:
+        for key in in_use:
+            self._due_s.setdefault(key, now_s + FIRST_DELAY_S)
+        for key, due_s in sorted(self._due_s.items(), key=itemgetter(1)):  # who has waited longest comes first
+            if now_s < due_s or len(self._checking) >= MAX_CHECKING:
+                break
+            if key not in self._checking:
                 spread = 1 + self._rng.uniform(-_JITTER, _JITTER)
                 self._due_s[key] = now_s + policy.interval_s * spread
-                self._begin(service)
+                self._begin(in_use[key])
 
     def hurry(self) -> None:
         """All checks are due."""
@@ -144,6 +148,14 @@ class HealthChecks:
     def _forget(self, key: ServiceKey) -> None:
         self._due_s.pop(key, None)
         for pod_key in self._records.pop(key, {}):
+            self._forget_pod(pod_key)
+
+    def _forget_pod(self, pod_key: PodKey) -> None:
+        """One Service has it no more; what another has found of it holds on."""
+        others = (records[pod_key] for records in self._records.values() if pod_key in records)
+        if (record := next(others, None)) is not None:
+            self._of_pod[pod_key] = record
+        else:
             self._of_pod.pop(pod_key, None)
 
     async def _check_service(self, service: ServiceTraffic) -> None:
@@ -167,11 +179,9 @@ class HealthChecks:
         records = self._records.get(key, {})
         for pod_key in records.keys() - checked:
             del records[pod_key]
-            self._of_pod.pop(pod_key, None)
+            self._forget_pod(pod_key)
 
     async def _check_port(self, key: ServiceKey, port: int, check: Check) -> set[PodKey]:
-        if key.service == POD:
-            return set()
         name = ServiceName(key.service, key.namespace, key.zone)
         destination = await self._router.find(name, PortRequest(port, explicit=True, scheme=""))
         self._zones[destination.session.forwards] = key.zone

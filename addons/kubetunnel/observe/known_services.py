@@ -9,14 +9,15 @@ from functools import partial
 
 from kubetunnel.core.catalog import Endpoint, ServiceState
 from kubetunnel.core.endpoints import takes_requests
-from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.errors import KubeTunnelError, NamespaceNotFound, ServiceNotFound
 from kubetunnel.observe.event_log import EventLog
-from kubetunnel.observe.traffic import MAX_SERVICES, POD, ServiceKey
+from kubetunnel.observe.traffic import MAX_SERVICES, ServiceKey
 from kubetunnel.proxy.clusters import Session
 
 logger = logging.getLogger(__name__)
 
 FETCH_TIMEOUT_S = 3.0
+REFRESH_TIMEOUT_S = 5.0
 
 
 class KnownServices:
@@ -46,7 +47,7 @@ class KnownServices:
     async def look_up(self, key: ServiceKey) -> None:
         """A Service that is used, and of which nothing is known: it was found before we listened."""
         followed = self._followed.get(key.zone)
-        if followed is None or key in self._states or key in self._refused or key.service == POD:
+        if followed is None or key in self._states or key in self._refused or not key.is_of_one:
             return
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
@@ -58,6 +59,19 @@ class KnownServices:
             self._refused.add(key)
         else:
             self._changed(key.zone, key.namespace, key.service, state)
+
+    async def refresh(self, key: ServiceKey) -> None:
+        """Reads it anew, be it watched or not. Raises KubeTunnelError, TimeoutError: it cannot be read."""
+        followed = self._followed.get(key.zone)
+        if followed is None:
+            return
+        try:
+            async with asyncio.timeout(REFRESH_TIMEOUT_S):
+                state = await followed[0].discovery.service(key.namespace, key.service, fresh=True)
+        except (ServiceNotFound, NamespaceNotFound):
+            self._changed(key.zone, key.namespace, key.service, None)
+            raise
+        self._changed(key.zone, key.namespace, key.service, state)
 
     def forget(self, key: ServiceKey) -> None:
         """Nobody uses it."""

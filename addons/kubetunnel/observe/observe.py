@@ -27,12 +27,13 @@ from kubetunnel.observe.feed import Feed
 from kubetunnel.observe.forward_totals import ForwardTotals
 from kubetunnel.observe.guard import Guard
 from kubetunnel.observe.health_checks import HealthChecks
-from kubetunnel.observe.known_services import KnownServices
+from kubetunnel.observe.known_services import KnownServices, endpoints
 from kubetunnel.observe.metrics import Metrics
 from kubetunnel.observe.pages import Pages, api_description
 from kubetunnel.observe.recording import Recording
 from kubetunnel.observe.sources import HealthPolicy, NamingFacts, Sessions
-from kubetunnel.observe.traffic import ServiceKey, Traffic
+from kubetunnel.observe.traffic import SHOWN_S, ServiceKey, Traffic
+from kubetunnel.proxy.clusters import Session
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.upstreams import Upstreams
 
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 LOOK_INTERVAL_S = 1.0
 ALIVE_MEMORY_S = 5.0  # /health may be asked as often as anybody likes
 _ALIVE_STALE_S = 60.0  # longer than it takes to ask a cluster that is far away
-FORGET_S = 3600.0  # a Service that nobody used for so long is shown no more
 
 
 def _no_restarts() -> dict[str, int]:
@@ -154,20 +154,26 @@ class Observe:
         sessions = self._clusters.sessions()
         self._known.follow(sessions)
         self._forwards.sample(sessions)
-        await self._look_up_used(sessions)
+        await self._look_at_use(sessions)
         self._checks.look()
         self._feed.look()
 
-    async def _look_up_used(self, sessions: Mapping[str, object]) -> None:
+    async def _look_at_use(self, sessions: Mapping[str, Session]) -> None:
         """Services that were found before we listened, and those that nobody uses any more."""
         now_s = time.monotonic()
-        for service in self._traffic:
-            if service.key.zone not in sessions:
-                continue
-            if now_s - service.used_s < 2 * LOOK_INTERVAL_S:
-                await self._known.look_up(service.key)
-            elif now_s - service.used_s > FORGET_S:
-                self._known.forget(service.key)
+        async with asyncio.TaskGroup() as group:
+            for used in self._traffic:
+                if used.is_used(now_s, 2 * LOOK_INTERVAL_S) and used.key not in self._known.states:
+                    group.create_task(self._known.look_up(used.key))
+        watched = {zone: session.discovery.watched().keys() for zone, session in sessions.items()}
+        for key, state in list(self._known.states.items()):
+            traffic = self._traffic.get(key)
+            if not (
+                (traffic is not None and traffic.is_used(now_s, SHOWN_S))
+                or (key.namespace, key.service) in watched[key.zone]
+                or self._forwards.has_streams(key.zone, key.namespace, (each.pod for each in endpoints(state)))
+            ):
+                self._known.forget(key)
 
     async def _is_alive(self) -> dict[str, Any]:
         """For /health: whether requests can reach the cluster now."""

@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import unquote
+from weakref import WeakKeyDictionary
 
 from mitmproxy import http, tcp
+from mitmproxy.connection import Server
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from kubetunnel.observe.event_log import EventLog
@@ -66,6 +68,7 @@ class Recording:
         self._upstreams = upstreams
         self._clock = clock
         self._of_name: dict[str, ServiceTraffic] = {}
+        self._upstreams_of: WeakKeyDictionary[Server, ServiceTraffic] = WeakKeyDictionary()
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
         opened = self._upstreams.opened(data.server)
@@ -74,6 +77,13 @@ class Recording:
             service.setups.add(opened.setup_s)
             service.retries += opened.retries
             service.use(opened.destination.port, self._clock())
+            service.upstreams += 1
+            self._upstreams_of[data.server] = service
+
+    def server_disconnected(self, data: ServerConnectionHookData) -> None:
+        service = self._upstreams_of.pop(data.server, None)
+        if service is not None:
+            service.upstreams -= 1
 
     def response(self, flow: http.HTTPFlow) -> None:
         response = flow.response

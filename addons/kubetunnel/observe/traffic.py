@@ -18,6 +18,7 @@ from kubetunnel.observe.sliding import Sliding
 
 MAX_SERVICES = 500  # more share the name OTHER
 MAX_PORTS = 8  # of a Service, that are checked
+SHOWN_S = 3600.0  # a Service that nobody used for so long is shown no more
 MAX_LAST = 100  # requests that are remembered one by one
 OTHER = "other"
 UNKNOWN = "unknown"  # the name is none, or nobody could be asked
@@ -35,6 +36,11 @@ class ServiceKey(NamedTuple):
     zone: str
     namespace: str
     service: str
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether it is one Service's, and no collective name."""
+        return self.zone not in (UNKNOWN, OTHER) and self.service != POD
 
 
 UNKNOWN_KEY = ServiceKey(UNKNOWN, UNKNOWN, UNKNOWN)
@@ -88,7 +94,12 @@ class ProtocolTraffic:
 
 @dataclass(slots=True)
 class ServiceTraffic:
-    """Of one Service. `used_s`: when it was asked for last, monotonic; `ports`: which ports, and when."""
+    """Of one Service.
+
+    Attributes:
+        used_s: when it was asked for last, monotonic; `ports`: which ports, and when.
+        upstreams: connections to its pods that are open.
+    """
 
     key: ServiceKey
     window: Sliding
@@ -99,6 +110,7 @@ class ServiceTraffic:
     failures: int = 0
     retries: int = 0
     ports: dict[int, float] = field(default_factory=dict)
+    upstreams: int = 0
     last_error: LastError | None = None
 
     def use(self, port: int, now_s: float) -> None:
@@ -108,6 +120,10 @@ class ServiceTraffic:
         self.ports[port] = now_s
         if len(self.ports) > MAX_PORTS:
             del self.ports[next(iter(self.ports))]
+
+    def is_used(self, now_s: float, within_s: float) -> bool:
+        """Whether somebody used it so lately, or still does: a database's connection is asked for once a day."""
+        return self.upstreams > 0 or now_s - self.used_s < within_s
 
 
 class Done(NamedTuple):

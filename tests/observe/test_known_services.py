@@ -1,0 +1,97 @@
+"""Which Services are shown, for how long, and how fresh what is shown of them is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kubetunnel.core.settings import ClusterSettings, PoolSettings, Settings
+from kubetunnel.local_ports import LocalPorts
+from kubetunnel.observe.observe import Observe
+from kubetunnel.observe.traffic import SHOWN_S, Done, ServiceKey
+from kubetunnel.proxy.clusters import Clusters, Session
+from kubetunnel.proxy.routing import Router
+from kubetunnel.proxy.upstreams import Upstreams
+from kubetunnel.sim.cluster import SimCluster
+from tests.observe.test_metrics import Names
+
+ECHO = ServiceKey("cluster.local", "demo", "echo")
+PAIR = ServiceKey("cluster.local", "demo", "pair")
+
+
+class Watched:
+    """Observes a cluster whose watches end soon; looks when the test does."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        settings = Settings(cluster=ClusterSettings(kubeconfig=str(kubeconfig)), pool=PoolSettings(idle_timeout_s=0.2))
+        self.clusters = Clusters(settings)
+        router = Router(settings, self.clusters)
+        self.observe = Observe(self.clusters, router, Upstreams(router), Names(), LocalPorts(self.clusters))
+        self.traffic, self.documents = self.observe._traffic, self.observe._documents
+
+    async def session(self) -> Session:
+        session = await self.clusters.first.session()
+        await self.observe._look_once()
+        return session
+
+    async def shown(self) -> list[str]:
+        await self.observe._look_once()
+        return [document["service"] for document in self.documents.services()]
+
+    async def let_go(self, key: ServiceKey) -> None:
+        session = await self.clusters.first.session()
+        async with asyncio.timeout(10):
+            while (key.namespace, key.service) in session.discovery.watched():  # noqa: ASYNC110 - nobody sets an event for it
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def sim() -> AsyncIterator[SimCluster]:
+    async with SimCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def watched(sim: SimCluster, tmp_path: Path) -> AsyncIterator[Watched]:
+    made = Watched(sim.kubeconfig(tmp_path / "config"))
+    yield made
+    await made.observe.aclose()
+    await made.clusters.aclose()
+
+
+async def test_a_service_that_was_only_asked_for_is_shown_while_it_is_watched(watched: Watched) -> None:
+    session = await watched.session()
+    await session.discovery.service("demo", "echo")
+    assert await watched.shown() == ["echo"]
+    await watched.let_go(ECHO)
+    assert await watched.shown() == []
+
+
+async def test_a_service_that_was_used_is_shown_for_longer(watched: Watched) -> None:
+    session = await watched.session()
+    await session.discovery.service("demo", "echo")
+    traffic = watched.traffic.of(ECHO)
+    watched.traffic.add(traffic, Done("http1", "200", False, 0.1), traffic.used_s)
+    await watched.let_go(ECHO)
+    assert await watched.shown() == ["echo"]
+    traffic.used_s -= SHOWN_S
+    assert await watched.shown() == []
+    assert watched.documents.service(ECHO) is None
+    assert watched.documents.flows()["total"] == 1  # totals stay
+    traffic.upstreams = 1
+    assert await watched.shown() == ["echo"]
+
+
+async def test_a_refresh_reads_what_is_no_longer_watched(watched: Watched, sim: SimCluster) -> None:
+    session = await watched.session()
+    await session.discovery.service("demo", "pair")
+    watched.traffic.of(PAIR)
+    await watched.let_go(PAIR)
+    await sim.set_ready("demo", "pair", False)
+    await watched.observe._known.refresh(PAIR)
+    document = watched.documents.service(PAIR)
+    assert document is not None
+    assert (document["ready"], document["total"]) == (0, 1)
