@@ -79,6 +79,12 @@ def test_changing(method: str, headers: dict[str, str], expected: str) -> None:
     assert verdict(request(method, **headers)) == expected
 
 
+def test_a_token_that_is_no_text() -> None:
+    made = request("POST", origin=ORIGIN)
+    made.headers.fields += ((b"x-kube-tunnel-token", b"t\xff"),)
+    assert verdict(made) == "TokenWrong"
+
+
 def test_a_token_of_its_own_for_each_start() -> None:
     assert Guard().token != Guard().token
     assert len(Guard().token) >= 32

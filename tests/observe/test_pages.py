@@ -7,6 +7,7 @@ import contextlib
 import json
 import queue
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -205,7 +206,9 @@ def test_the_token(tunnel: Tunnel, token: str) -> None:
     [
         (["-d", "{}"], 415),
         (["-H", "Content-Type: application/json", "-d", "{"], 400),
+        (["-H", "Content-Type: application/json", "-d", "[" * 60_000], 400),
         (["-H", "Content-Type: application/json", "-d", "[]"], 422),
+        (["-H", "Content-Type: application/json", "-d", r'{"target":"svc/\ud800","ports":["80"]}'], 422),
         (["-H", "Content-Type: application/json", "-d", "{}"], 422),
         (["-H", "Content-Type: application/json", "-d", '{"target":"svc/echo","ports":["80"],"more":1}'], 422),
         (["-H", "Content-Type: application/json", "-d", '{"target":"svc/echo","ports":["99999"]}'], 422),
@@ -307,6 +310,16 @@ def test_markup_in_what_a_pod_says_stays_text(tunnel: Tunnel) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
     assert "<" not in ask(tunnel, f"/api/v1/services/a/b/{path}").text
     assert "\\u003cimg" in ask(tunnel, f"/api/v1/services/a/b/{path}").text
+
+
+def test_bytes_that_are_no_text_are_told_of(tunnel: Tunnel, token: str) -> None:
+    with socket.create_connection(("127.0.0.1", tunnel.port), timeout=10) as connection:
+        connection.sendall(b"GET /api/v1/services/a/b/\xff HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "NotInUse"
+    answered = change(tunnel, token, "POST", "/api/v1/forwards/close", {"namespace": "\ud800", "pod": "x"})
+    assert (answered.status, answered.json["reason"]) == (404, "NoForward")
 
 
 def test_no_page_is_a_flow(tunnel: Tunnel) -> None:

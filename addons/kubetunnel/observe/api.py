@@ -176,7 +176,7 @@ def _body(request: http.Request, required: dict[str, type], optional: dict[str, 
         )
     try:
         found = json.loads(request.content or b"")
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise Refused(HTTPStatus.BAD_REQUEST, f"The body is not JSON: {e}.", reason="BadRequest") from e
     if not isinstance(found, dict):
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "The body is not a JSON object.", reason="BadRequest")

@@ -89,7 +89,7 @@ class Guard:
 
     def _has_token(self, request: http.Request) -> bool:
         given = request.headers.get(TOKEN_HEADER, "")
-        return hmac.compare_digest(given.encode(), self.token.encode())
+        return hmac.compare_digest(given.encode(errors="surrogateescape"), self.token.encode())
 
 
 def is_of_this_machine(client: Client) -> bool:

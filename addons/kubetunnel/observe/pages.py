@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -156,6 +157,7 @@ class Pages:
         )
 
 
+@cache
 def static_files() -> dict[str, bytes]:
     """The dashboard's files by their names."""
     return {

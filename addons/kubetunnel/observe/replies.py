@@ -59,9 +59,7 @@ def reply(
 
 
 def json_reply(document: Any, status: int = HTTPStatus.OK) -> http.Response:
-    # "<" cannot end a script or begin a tag for whoever takes this for HTML
-    text = json.dumps(document, ensure_ascii=False, indent=2).replace("<", "\\u003c")
-    return reply(text.encode() + b"\n", "application/json", status)
+    return reply(_json(document), "application/json", status)
 
 
 def problem_reply(refused: Refused) -> http.Response:
@@ -73,8 +71,14 @@ def problem_reply(refused: Refused) -> http.Response:
         "reason": refused.reason,
         **refused.members,
     }
-    text = json.dumps(problem, ensure_ascii=False, indent=2).replace("<", "\\u003c")
-    return reply(text.encode() + b"\n", "application/problem+json", refused.status, refused.headers)
+    return reply(_json(problem), "application/problem+json", refused.status, refused.headers)
+
+
+def _json(document: Any) -> bytes:
+    # "<" cannot end a script or begin a tag for whoever takes this for HTML
+    text = json.dumps(document, ensure_ascii=False, indent=2).replace("<", "\\u003c")
+    # bytes of a stranger that were no UTF-8 are lone surrogates, and have JSON's own escapes
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def stream_reply(content_type: str) -> http.Response:
