@@ -115,6 +115,17 @@ async def test_one_list_whoever_asked(ports: LocalPorts) -> None:
     assert [port.asked_by for port in await opened(ports)] == ["user"]
 
 
+async def test_an_unhealthy_pod_is_used_only_where_there_is_no_other(ports: LocalPorts) -> None:
+    (port,) = await ports.open("", "demo", "svc/echo", [":80"])
+    (address,) = port.addresses
+    bad = await hostname(address)
+    ports.avoid(lambda forwards, pod_port: pod_port.pod == bad)
+    others = set(await asyncio.gather(*(hostname(address) for _ in range(6))))
+    assert bad not in others
+    ports.avoid(lambda forwards, pod_port: True)
+    assert await hostname(address) in {bad, *others}
+
+
 async def test_asked_twice_is_asked_once(ports: LocalPorts) -> None:
     ports.ask(ECHO)
     ports.ask(ECHO)

@@ -68,6 +68,7 @@ class KubeTunnel:
             permits=authentication.permits,
         )  # fmt: skip
         self.router.avoid(self.observe.is_unhealthy)
+        self.local_ports.avoid(self.observe.is_unhealthy)
         self.inspection = Inspection(
             self.clusters, self.router, upstreams, self.local_ports, health_of=self.observe.health_of
         )

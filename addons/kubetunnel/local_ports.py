@@ -17,7 +17,7 @@ from kubetunnel.cluster.workloads import Workloads
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.local_forward import ObjectRef, PortPair
 from kubetunnel.core.settings import RetrySettings
-from kubetunnel.forward.listener import DRAIN_S, LocalForwards, LocalListener
+from kubetunnel.forward.listener import DRAIN_S, IsUnhealthy, LocalForwards, LocalListener
 from kubetunnel.forward_specs import ForwardSpec, parse_entry, parse_forward
 from kubetunnel.proxy.clusters import Clusters, Session
 
@@ -92,6 +92,11 @@ class LocalPorts:
         self._changing = asyncio.Lock()
         self._news = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
+        self._is_unhealthy: IsUnhealthy = lambda forwards, pod_port: False
+
+    def avoid(self, is_unhealthy: IsUnhealthy) -> None:
+        """Connections go to a pod of which this is true only where there is no other."""
+        self._is_unhealthy = is_unhealthy
 
     def configure(self, entries: Sequence[str], *, address: str, retry: RetrySettings) -> None:
         """Takes the settings: their entries, and where all listen. Those that are open elsewhere are opened anew."""
@@ -118,7 +123,10 @@ class LocalPorts:
         """
         spec = parse_entry(entry)
         asked = [port for port in self._wanted.values() if _is_of(port, "user", entry)]
-        for port in asked or self._want("user", entry, "", spec):
+        if not asked:
+            self._check_room(len(spec.pairs))
+            asked = self._want("user", entry, "", spec)
+        for port in asked:
             port.tried_s = float("-inf")
         self._news.set()
 
@@ -234,8 +242,9 @@ class LocalPorts:
             address, retry = self._made_for
             workloads = Workloads(session.access, session.discovery)
             forwards = LocalForwards(
-                workloads, session.forwards, addresses=(address,), retries=retry.max, retry_delay_s=retry.delay_s
-            )
+                workloads, session.forwards, addresses=(address,), retries=retry.max, retry_delay_s=retry.delay_s,
+                is_unhealthy=lambda forwards, pod_port: self._is_unhealthy(forwards, pod_port),
+            )  # fmt: skip
             found = self._of_zone[zone] = _OfZone(session, self._made_for, workloads, forwards)
         return found
 
@@ -254,8 +263,6 @@ class LocalPorts:
                 await of_zone.forwards.close(of_zone.open.pop(port))
 
     def _want(self, asked_by: AskedBy, entry: str, zone: str, spec: ForwardSpec) -> list[LocalPort]:
-        if asked_by == "user":
-            self._check_room(len(spec.pairs))
         made = []
         for pair in spec.pairs:
             self._last_id += 1

@@ -216,10 +216,11 @@ async def test_motion_only_where_it_is_wanted(browser: Chromium) -> None:
 @needs_chromium
 async def test_no_services_says_what_to_do(browser: Chromium) -> None:
     async with DashboardServer() as tunnel, browser.page() as page:
+        tunnel.state["tunnel"]["zones"] = ["prod.local", "cluster.local"]
         await page.goto(tunnel.url)
         await page.until(DRAWN)
         assert await page.text("h1") == "No service is in use yet"
-        line = f"curl -x http://127.0.0.1:{tunnel.port} http://my-service.shop.svc.cluster.local/"
+        line = f"curl -x http://127.0.0.1:{tunnel.port} http://my-service.shop.svc.prod.local/"
         assert line in await page.text("#no-services")
 
 

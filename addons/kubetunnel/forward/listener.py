@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +28,7 @@ from kubetunnel.core.errors import (
     UpstreamReset,
 )
 from kubetunnel.core.first_bytes import Protocol
+from kubetunnel.core.health import prefer_healthy
 from kubetunnel.core.local_forward import ObjectRef, PortPair
 from kubetunnel.forward.answered import AnsweredPorts
 from kubetunnel.forward.departed import ClientSockets
@@ -49,12 +50,20 @@ RETRY_DELAY_S = 0.1
 _ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout, ConnectionRefused)
 
 
+type IsUnhealthy = Callable[[PodStreams, PodPort], bool]
+
+
+def _unchecked(forwards: PodStreams, pod_port: PodPort) -> bool:
+    return False
+
+
 class LocalListener:
     """Listens for one port of one object.
 
     Args:
         addresses: where to listen; of several only those that the machine has.
         retries, retry_delay_s: of a connection of which no byte has been taken yet.
+        is_unhealthy: whether connections had better go to another pod of this cluster.
 
     `addresses` are the sockets' once it is started, `port` the object's own number where it is known.
     """
@@ -69,6 +78,7 @@ class LocalListener:
         addresses: Sequence[str] = LOOPBACK,
         retries: int = RETRIES,
         retry_delay_s: float = RETRY_DELAY_S,
+        is_unhealthy: IsUnhealthy = _unchecked,
         rng: random.Random | None = None,
     ) -> None:
         self.ref = ref
@@ -78,6 +88,7 @@ class LocalListener:
         self._hosts = addresses
         self._workloads = workloads
         self._forwards = forwards
+        self._is_unhealthy = is_unhealthy
         self._rng = rng or random.Random()  # noqa: S311 - balancing, no secret
         self._backoff = Backoff(retry_delay_s, cap_s=10 * retry_delay_s, retries=retries)
         self._opening: Counter[PodPort] = Counter()
@@ -209,7 +220,8 @@ class LocalListener:
         return None
 
     def _choose(self, reachable: Reachable, left: Sequence[Target], client: LocalConnection) -> Target:
-        return choose_target(left, self._streams, self._rng, client.peername[0] if reachable.sticky else None)
+        healthy = prefer_healthy(left, lambda target: self._is_unhealthy(self._forwards, target.pod_port))
+        return choose_target(healthy, self._streams, self._rng, client.peername[0] if reachable.sticky else None)
 
     async def _attempt(
         self, client: LocalConnection, target: Target, *, shared: bool
@@ -255,7 +267,7 @@ class LocalForwards:
 
     Args:
         workloads, forwards: of the cluster; neither is closed by `aclose`.
-        addresses, retries, retry_delay_s: as for a LocalListener.
+        addresses, retries, retry_delay_s, is_unhealthy: as for a LocalListener.
     """
 
     def __init__(
@@ -266,12 +278,14 @@ class LocalForwards:
         addresses: Sequence[str] = LOOPBACK,
         retries: int = RETRIES,
         retry_delay_s: float = RETRY_DELAY_S,
+        is_unhealthy: IsUnhealthy = _unchecked,
     ) -> None:
         self._workloads = workloads
         self._forwards = forwards
         self._addresses = addresses
         self._retries = retries
         self._retry_delay_s = retry_delay_s
+        self._is_unhealthy = is_unhealthy
         self._listeners: list[LocalListener] = []
 
     @property
@@ -286,6 +300,7 @@ class LocalForwards:
                 listener = LocalListener(
                     self._workloads, self._forwards, ref, pair,
                     addresses=self._addresses, retries=self._retries, retry_delay_s=self._retry_delay_s,
+                    is_unhealthy=self._is_unhealthy,
                 )  # fmt: skip
                 await listener.start(check=check)
                 opened.append(listener)

@@ -62,7 +62,7 @@ function draw() {
   setText(document.querySelector("[data-count=forwards]"), count(state.forwards.size + state.listeners.size));
   const { version, context } = state.tunnel;
   setText($("cluster"), [context, version && `v${version}`].filter(Boolean).join(", "));
-  setText($("first-request"), firstRequest(state.tunnel.namespace));
+  setText($("first-request"), firstRequest(state.tunnel));
   const failing = services.counts.failing ? `(${services.counts.failing}) ` : "";
   document.title = `${failing}${route.view === "services" ? "" : `${shown.title} · `}kube-tunnel`;
   // the first one is read with the page

@@ -65,8 +65,13 @@ export function tryLine(service, port) {
   return command("curl", ...(tls ? ["-k"] : []), "-x", `http://${TUNNEL}`, url);
 }
 
-export const firstRequest = (namespace) =>
-  command("curl", "-x", `http://${TUNNEL}`, `http://my-service.${namespace || "default"}.svc.cluster.local/`);
+export const firstRequest = ({ namespace, zones }) =>
+  command(
+    "curl",
+    "-x",
+    `http://${TUNNEL}`,
+    `http://my-service.${namespace || "default"}.svc.${zones?.[0] ?? "cluster.local"}/`,
+  );
 
 // The port that a line for the whole service is about: one that speaks HTTP where there is one.
 export function mainPort(service) {
