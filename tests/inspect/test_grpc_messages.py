@@ -61,10 +61,18 @@ def test_what_is_no_grpc(body: bytes, encoding: str, says: str) -> None:
         list(parse_messages(body, encoding))
 
 
-def test_a_message_that_is_a_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_messages, "MAX_MESSAGE_BYTES", 1000)
+@pytest.mark.parametrize("lengths", [(100_000,), (400, 400, 201), (1000, 1)])
+def test_messages_that_are_a_bomb(lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_messages, "MAX_BODY_BYTES", 1000)
+    messages = parse_messages(b"".join(framed(gzip.compress(b"0" * length), 1) for length in lengths), "gzip")
     with pytest.raises(ValueError, match="longer than"):
-        list(parse_messages(framed(gzip.compress(b"0" * 100_000), 1), "gzip"))
+        list(messages)
+
+
+def test_messages_as_long_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_messages, "MAX_BODY_BYTES", 1000)
+    body = b"".join(framed(gzip.compress(b"0" * length), 1) for length in (400, 600, 0))
+    assert [len(message.data) for message in parse_messages(body, "gzip")] == [400, 600, 0]
 
 
 @pytest.mark.parametrize(

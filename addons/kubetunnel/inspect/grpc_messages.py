@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_MESSAGE_BYTES = 64 << 20  # decompressed: a small bomb must not take the memory
+MAX_BODY_BYTES = 64 << 20  # of what is decompressed: a small bomb must not take the memory
 
 _PREFIX = struct.Struct(">BI")
 _COMPRESSED = 0x01
@@ -52,7 +52,7 @@ def parse_messages(body: bytes, encoding: str = "identity") -> Iterator[GrpcMess
     Raises:
         ValueError: no gRPC framing, or a compression that is unknown or broken.
     """
-    position = 0
+    position, room = 0, MAX_BODY_BYTES
     while position < len(body):
         if position + _PREFIX.size > len(body):
             yield GrpcMessage(b"", missing_bytes=position + _PREFIX.size - len(body))
@@ -66,19 +66,20 @@ def parse_messages(body: bytes, encoding: str = "identity") -> Iterator[GrpcMess
         missing = length - len(data)
         compressed = bool(flags & _COMPRESSED)
         if compressed and not missing:
-            data = _decompress(data, encoding)
+            data = _decompress(data, encoding, room)
+            room -= len(data)
         yield GrpcMessage(data, compressed, bool(flags & _TRAILERS), missing)
 
 
-def _decompress(data: bytes, encoding: str) -> bytes:
+def _decompress(data: bytes, encoding: str, room: int) -> bytes:
     window = _WINDOWS.get(encoding.strip().lower())
     if window is None:
         raise ValueError(f"A message is compressed, and grpc-encoding is {encoding!r}; gzip and deflate are known.")
     decompressor = zlib.decompressobj(window)
     try:
-        plain = decompressor.decompress(data, MAX_MESSAGE_BYTES)
+        plain = decompressor.decompress(data, room + 1)  # of 0 it would take all
     except zlib.error as e:
         raise ValueError(f"A message is not what grpc-encoding says, {encoding}: {e}.") from e
-    if decompressor.unconsumed_tail:
-        raise ValueError(f"A message is longer than {MAX_MESSAGE_BYTES >> 20} MiB when decompressed.")
+    if len(plain) > room:
+        raise ValueError(f"The messages are longer than {MAX_BODY_BYTES >> 20} MiB when decompressed.")
     return plain
