@@ -12,6 +12,7 @@ from mitmproxy.contentviews import Contentview, Metadata, SyntaxHighlight
 from kubetunnel.inspect import in_use
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.refusals import ERROR_HEADER
+from kubetunnel.proxy.shown import REFUSED
 
 
 class KubernetesView(Contentview):
@@ -90,8 +91,8 @@ def _where(kube: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(flow: http.HTTPFlow) -> str | None:
-    if flow.response is None:
-        return None
+    if flow.response is None or flow.marked != REFUSED:
+        return None  # the header alone is the pod's
     trailers = flow.response.trailers
     found: str | None = flow.response.headers.get(ERROR_HEADER) or (trailers.get(ERROR_HEADER) if trailers else None)
     return found

@@ -19,7 +19,7 @@ class Refused extends Error {
 export function takeToken() {
   const found = /^#token=(.+)$/.exec(location.hash);
   if (!found) return;
-  sessionStorage.setItem(TOKEN, decodeURIComponent(found[1]));
+  sessionStorage.setItem(TOKEN, found[1]);
   history.replaceState(null, "", location.pathname + location.search);
 }
 
