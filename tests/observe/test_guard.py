@@ -94,6 +94,8 @@ def test_a_token_of_its_own_for_each_start() -> None:
 def test_other_machines_see_what_monitoring_needs(peer: str) -> None:
     assert verdict(request(), peer=peer) == "TokenMissing"
     assert verdict(request(), peer=peer, is_public=True) == "ok"
+    assert not Guard(TOKEN).shows_all(client(peer), request())
+    assert Guard(TOKEN).shows_all(client(peer), request(x_kube_tunnel_token=TOKEN))
     assert verdict(request(x_kube_tunnel_token=TOKEN), peer=peer) == "ok"
     assert verdict(request(), peer=peer, guard=Guard(TOKEN, open_to_others=True)) == "ok"
     assert verdict(request("POST", origin=ORIGIN), peer=peer, guard=Guard(TOKEN, open_to_others=True)) != "ok"
@@ -104,6 +106,8 @@ def test_the_proxys_credentials_are_asked_for_but_by_probes() -> None:
     assert verdict(request(), guard=guard) == "Unauthenticated"
     assert verdict(request(authorization="Basic x"), guard=guard) == "ok"
     guard.check(client(), request(), is_public=True, is_probe=True)
+    assert not guard.shows_all(client(), request())
+    assert guard.shows_all(client(), request(authorization="Basic x"))
 
 
 class Book:

@@ -168,4 +168,6 @@ async def test_each_way_in(guarded: Tunnel) -> None:
     assert (await asyncio.to_thread(guarded.get, HOST)).status == 407
     header = f"Proxy-Authorization: {basic('user:right')}"
     assert (await asyncio.to_thread(guarded.get, HOST, "/hostname", "-H", header)).status == 200
+    assert (await asyncio.to_thread(curl, f"{guarded.url}/health")).json == {"status": "ok"}
+    assert "context" in (await asyncio.to_thread(curl, "-u", "user:right", f"{guarded.url}/health")).json
     assert "right" not in guarded.log

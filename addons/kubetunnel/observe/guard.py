@@ -50,7 +50,7 @@ class Guard:
 
         Args:
             is_public: what is asked for is for other machines, too.
-            is_probe: and for who has no credentials: /health, which tells next to nothing.
+            is_probe: and for who has no credentials: /health, which tells them one word.
         """
         if not is_probe and not self._permits(request):
             raise Refused(
@@ -81,11 +81,16 @@ class Guard:
             )
         if not is_safe and origin is None:
             raise _forbidden("OriginMissing", f"What changes something needs an Origin: -H 'Origin: {own_origin}'.")
-        if not (is_public or has_token or self._open_to_others or is_of_this_machine(client)):
+        if not (is_public or self.shows_all(client, request)):
             raise _forbidden(
                 "TokenMissing",
                 f"Other machines are answered /health and /metrics. For the rest, send the token as {TOKEN_HEADER}.",
             )
+
+    def shows_all(self, client: Client, request: http.Request) -> bool:
+        """Whether this client may see more than what is public."""
+        trusted = self._has_token(request) or self._open_to_others or is_of_this_machine(client)
+        return trusted and self._permits(request)
 
     def _has_token(self, request: http.Request) -> bool:
         given = request.headers.get(TOKEN_HEADER, "")

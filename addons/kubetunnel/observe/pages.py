@@ -100,6 +100,10 @@ class Pages:
             case "/health":
                 document = await self._alive()
                 ok = document["status"] == "ok"
+                if not self._guard.shows_all(exchange.client, request):
+                    document = {
+                        "status": document["status"]
+                    }  # not which cluster, whose kubeconfig, what is wrong there
                 return json_reply(document, HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)
             case "/health/status":
                 return json_reply(self._documents.status())
