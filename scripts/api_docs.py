@@ -18,8 +18,8 @@ Made by `make docs` of the OpenAPI document, which the tunnel serves at `/api/v1
 They are answered at the tunnel's own names alone: `localhost`, `kube-tunnel.internal`, a loopback address, or the
 address that the connection came to. A Service that has a `/health` of its own gets its requests: by its name in the
 Host header, at its virtual IP, or as a proxy request. Web pages of other origins are refused. Other machines, where
-the tunnel listens for them, are answered the status of `/health` and `/metrics`; for the rest they need the token, as `X-Kube-
-Tunnel-Token`.
+the tunnel listens for them, are answered `/metrics` and the status alone of `/health`; for the rest they need the
+token, as `X-Kube-Tunnel-Token`.
 
 What changes something needs the token, which ends the dashboard's address in the log of the start, and an Origin:
 

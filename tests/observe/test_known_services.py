@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from kubetunnel.core.errors import ServiceNotFound
 from kubetunnel.core.settings import ClusterSettings, PoolSettings, Settings
 from kubetunnel.local_ports import LocalPorts
 from kubetunnel.observe.observe import Observe
@@ -95,3 +97,25 @@ async def test_a_refresh_reads_what_is_no_longer_watched(watched: Watched, sim: 
     document = watched.documents.service(PAIR)
     assert document is not None
     assert (document["ready"], document["total"]) == (0, 1)
+
+
+async def test_a_service_that_was_found_before_is_looked_up_when_it_is_used(watched: Watched) -> None:
+    session = await watched.clusters.first.session()
+    await session.discovery.service("demo", "pair")  # nobody listens yet
+    nothing = ServiceKey("cluster.local", "demo", "nothing")
+    for key in (PAIR, nothing):
+        watched.traffic.of(key).use(80, time.monotonic())
+    assert await watched.shown() == ["nothing", "pair"]
+    assert [(each["service"], each["total"]) for each in watched.documents.services()] == [("nothing", 0), ("pair", 1)]
+    assert watched.observe._known._refused == {nothing}  # and is not asked for once a second
+
+
+async def test_a_refresh_tells_of_what_was_deleted(watched: Watched, sim: SimCluster) -> None:
+    session = await watched.session()
+    await session.discovery.service("demo", "pair")
+    await watched.let_go(PAIR)
+    await sim.remove_service("demo", "pair")
+    with pytest.raises(ServiceNotFound):
+        await watched.observe._known.refresh(PAIR)
+    assert watched.documents.service(PAIR) is None
+    assert watched.documents.events()[-1]["text"] == "The Service was deleted."
