@@ -184,7 +184,8 @@ class KubeTunnel:
                 access = session.access
                 user = f", as {access.user}" if access.user else ""
                 cluster = f"{access.server} (context {access.context}, namespace {access.namespace}{user})"
-                commands = await commands_to_try(session, self.settings.cluster.zone, addresses[0])
+                zone, by_name = self.settings.cluster.zone, self._is_led_to() and self.settings.dns.enabled
+                commands = await commands_to_try(session, zone, addresses[0], by_name=by_name)
         except KubeTunnelError as e:
             logger.warning("No cluster yet; each request tries again. %s", e)
             cluster = "none yet; each request tries again"
@@ -192,7 +193,6 @@ class KubeTunnel:
         logger.info("%s", screen(self._facts(addresses, cluster, commands)))
 
     def _facts(self, addresses: list[str], cluster: str, commands: list[str]) -> Facts:
-        machine = self._machine()
         return Facts(
             __version__,
             addresses,
@@ -202,9 +202,13 @@ class KubeTunnel:
             self.observe.dashboard_url(addresses[0]).partition("#" if self.settings.log.format == "json" else "\n")[0],
             cluster,
             Path(ctx.options.confdir).expanduser() / f"{CONF_BASENAME}-ca-cert.pem",
-            leads=machine is not None and machine.redirected,
+            leads=self._is_led_to(),
             commands=commands,
         )
+
+    def _is_led_to(self) -> bool:
+        machine = self._machine()
+        return machine is not None and machine.redirected
 
     async def _stop_listening(self, drain_s: float) -> None:
         if self._looking is not None:

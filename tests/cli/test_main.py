@@ -96,6 +96,15 @@ def test_the_demo_where_there_is_no_cluster(runner: CliRunner, tmp_path: Path) -
     assert "kube_demo=true" not in started(runner).arguments
 
 
+def test_the_demo_where_sudo_has_kept_the_kubeconfig(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubetunnel.cli.virtual.run_with_network", lambda _settings, _port, run: run())
+    runner.env.update({"KUBECONFIG": None, "HOME": str(tmp_path), "KUBERNETES_SERVICE_HOST": ""})
+    assert "sudo --preserve-env=KUBECONFIG" in runner.invoke(cli.main, ["--virtual"]).output
+    assert "preserve-env" not in runner.invoke(cli.main, []).output
+
+
 def test_all_mistakes_are_told_at_once(runner: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "kube-tunnel.yaml").write_text("retry: {max: 11}")
     runner.env["KTUN_GRPC_TIMEOUT"] = "0s"

@@ -96,7 +96,7 @@ def test_names_resolve_and_nothing_is_left(ours: Machine) -> None:
     before = ours.facts()
     started = Started(ours, "--virtual", "--demo")
     try:
-        started.wait_for("Try:")
+        started.wait_for(f"Try:\n  curl http://{HOST}/\n")
         for url in (f"http://{HOST}/hostname", "http://echo-sts-0.echo-sts.demo.svc.cluster.local:8080/hostname"):
             answer = ours.run("curl", "-sS", "--max-time", "20", "--write-out", " %{http_code}", url)
             assert answer.stdout.endswith(" 200"), answer.stdout
@@ -196,6 +196,19 @@ contexts: [{{name: here, context: {{cluster: here, user: me}}}}]
     finally:
         started.end()
     assert (home / "ran").read_text() == f"{UID}\n"
+
+
+def test_a_python_that_the_user_may_not_read_is_told_of(ours: Machine) -> None:
+    closed = closed_ancestor(Path(sys.base_prefix))
+    if closed is None:
+        pytest.skip("everybody may read this Python")
+    ours.run("chmod", "700", str(closed))
+    before = ours.facts()
+    done = ours.run(sys.executable, "-m", "kubetunnel", "--virtual", "--demo", check=False)
+    assert done.returncode == 1
+    assert f"kube-tunnel: The tunnel is to run as {USER}, who may not read {closed}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ours.facts() == before
 
 
 def test_without_root_it_says_what_to_type(ours: Machine) -> None:

@@ -186,6 +186,8 @@ async def test_the_greeting_opens_nothing_and_finds_a_service_elsewhere(sim: Sim
     cluster = Cluster(ClusterSettings(kubeconfig=str(config)))
     commands = await commands_to_try(await cluster.session(), "cluster.local", "[::1]:8080")
     assert commands[0] == "curl -H 'Host: echo.demo.svc.cluster.local' http://[::1]:8080/"
+    by_name = await commands_to_try(await cluster.session(), "cluster.local", "[::1]:8080", by_name=True)
+    assert by_name == ["curl http://echo.demo.svc.cluster.local/", *commands]
     assert not sim.count_requests("watch")
     await cluster.aclose()
 

@@ -114,6 +114,10 @@ def _cluster(settings: Settings) -> list[str]:
         return []
     if for_people:
         click.echo("No kubeconfig found: using a simulated cluster (the demo).")
+        if settings.network.virtual and "KUBECONFIG" not in os.environ:
+            click.echo(
+                "sudo passes no KUBECONFIG on, unless told to: sudo --preserve-env=KUBECONFIG …, or --kubeconfig FILE."
+            )
     return ["--set", "kube_demo=true"]
 
 

@@ -170,6 +170,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 def _be_the_users_half(pipe: int, user: str | None, run: Callable[[], int]) -> None:
     """Does not return: what follows in the stack above is the root half's, which takes the network down."""
+    from netsetup.errors import NetsetupError
     from netsetup.privileges import drop_privileges
 
     status = 1
@@ -179,6 +180,7 @@ def _be_the_users_half(pipe: int, user: str | None, run: Callable[[], int]) -> N
         if told:
             if user is not None:
                 drop_privileges(user)
+                _check_readable(user)
             # a terminal that closes tells both halves; the other one passes it on as a SIGTERM, which ends in order
             signal.signal(signal.SIGHUP, lambda *_: None)
             os.environ.update(_environ(told))
@@ -188,6 +190,8 @@ def _be_the_users_half(pipe: int, user: str | None, run: Callable[[], int]) -> N
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
+    except NetsetupError as e:
+        click.echo(f"kube-tunnel: {e}", err=True)
     except Exception:  # noqa: BLE001 - supervision point: the stack above is the parent's, who would not tell
         traceback.print_exc()
     finally:
@@ -195,6 +199,19 @@ def _be_the_users_half(pipe: int, user: str | None, run: Callable[[], int]) -> N
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _check_readable(user: str) -> None:
+    """Python reads modules when they are wanted first: of an installation of root's the user gets none any more."""
+    from netsetup.errors import BadWishError
+
+    for file in (os.__file__, __file__):
+        if not os.access(file, os.R_OK):
+            raise BadWishError(
+                f"The tunnel is to run as {user}, who may not read {file}: install kube-tunnel, and its Python, where "
+                f"{user} may, not in a directory of root's.",
+                command=f"namei -l {file}",
+            )
 
 
 def _end_with_the_root_half(pipe: int) -> None:
