@@ -43,8 +43,7 @@ def settings(dns: dict[str, Any] | None = None, **network: Any) -> Settings:
     return Settings(dns=DnsSettings(**(dns or {})), network=NetworkSettings(**network))
 
 
-def present(ours: Collection[str]) -> tuple[tuple[str, int], ...]:
-    assert "127.0.0.1" in ours
+def present(_ours: Collection[str]) -> tuple[tuple[str, int], ...]:
     return NOW
 
 
@@ -106,6 +105,20 @@ LOOPBACK = replace(PLAIN, ranges=(LOOPBACK_RANGE,), loopback=True)
 )
 def test_the_plan(wanted: Settings, machine: State | None, plan: NamingPlan) -> None:
     assert plan_naming(wanted, machine, present) == plan
+
+
+@pytest.mark.parametrize(("machine", "led_to"), [(None, []), (replace(MACHINE, resolv_conf=RESOLV_CONF), ["10.8.0.1"])])
+@pytest.mark.parametrize(("port", "own"), [(5353, []), (53, ["127.0.0.1"])])
+def test_a_server_at_our_address_is_another_where_our_port_is(
+    port: int, own: list[str], machine: State | None, led_to: list[str]
+) -> None:
+    """As dnsmasq or unbound at 127.0.0.1 port 53, which is asked first."""
+
+    def asked(ours: Collection[str]) -> tuple[tuple[str, int], ...]:
+        return tuple((address, 53) for address in ours)
+
+    expected = tuple((address, 53) for address in [*own, *led_to])
+    assert plan_naming(settings({"port": port}), machine, asked).resolvers == expected
 
 
 @pytest.mark.parametrize("resolv_conf", [None, RESOLV_CONF])

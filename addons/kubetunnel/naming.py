@@ -28,7 +28,7 @@ from kubetunnel.resolv_conf_watch import ResolvConfWatch
 from kubetunnel.virtual_addresses import VirtualAddresses, default_path
 from netsetup.dns_responder import DnsFacts, DnsQuery
 from netsetup.dns_server import DnsPortUnavailable, DnsServer
-from netsetup.resolvers import system_resolvers
+from netsetup.resolvers import DNS_PORT, system_resolvers
 from netsetup.state import State
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def plan_naming(settings: Settings, machine: State | None, resolvers: Resolvers 
         dns_ips=(machine.dns_ip,) if machine is not None and not settings.network.loopback else (),
         tcp=dns.tcp,
         ttl_s=round(dns.ttl_s),
-        resolvers=_former_resolvers(machine, dns.ip, resolvers),
+        resolvers=_former_resolvers(machine, [dns.ip] if dns_port(settings, machine) == DNS_PORT else [], resolvers),
         resolv_conf=(machine.resolv_conf, str(machine.dns_ip)) if machine and machine.resolv_conf else None,
         idle_timeout_s=settings.pool.idle_timeout_s,
     )  # fmt: skip
@@ -115,11 +115,12 @@ def _also_dns(settings: Settings, machine: State | None) -> tuple[str, int] | No
     return LOOPBACK_IPV6, dns_port(settings, machine)
 
 
-def _former_resolvers(machine: State | None, dns_ip: str, resolvers: Resolvers) -> tuple[tuple[str, int], ...]:
+def _former_resolvers(machine: State | None, ours: list[str], resolvers: Resolvers) -> tuple[tuple[str, int], ...]:
+    """`ours`: where port 53 is the DNS server's own; else it may be another's of that address (dnsmasq, unbound)."""
     if machine is None:
-        return resolvers([dns_ip])
+        return resolvers(ours)
     # those of the network that the machine is in by now; the state file's where the system names nobody but us
-    return resolvers([dns_ip, str(machine.dns_ip)]) or machine.resolvers
+    return resolvers([*ours, str(machine.dns_ip)]) or machine.resolvers
 
 
 def _but_dns(plan: NamingPlan) -> NamingPlan:
