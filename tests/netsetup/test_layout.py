@@ -94,7 +94,7 @@ def test_ipv6() -> None:
 
 
 def test_the_first_and_the_last_port_are_ports() -> None:
-    assert choose_layout(Wanted(port=1, dns_port=65535), laptop()) == choose_layout(Wanted(), laptop())
+    assert choose_layout(Wanted(port=1, dns_port=65535), laptop()).dns_port == 65535
 
 
 @pytest.mark.parametrize(
