@@ -434,6 +434,23 @@ def test_an_answer_of_an_addon_needs_no_upstream() -> None:
     assert nothing_is_left(book)
 
 
+@pytest.mark.parametrize("hook", ["requestheaders", "request", "response"])
+def test_an_answer_to_head_has_no_body_whatever_an_addon_has_put_there(hook: str) -> None:
+    def answer(flow: http.HTTPFlow) -> None:
+        flow.response = http.Response.make(200, b"ours")
+
+    book = Playbook(h2_client=True, **{hook: answer})
+    peer = book.h2_client()
+    stream = peer.request(method="HEAD")
+    if hook == "response":
+        book.from_upstream(OK)
+    peer.flush()  # the library takes a body for an error of the whole connection
+    assert (peer.status(stream), peer.fields(stream)["content-length"]) == ("200", "4")
+    invalid = peer.request("/", ("content-length", "0"), ("content-length", "0"), method="HEAD")
+    assert (peer.status(invalid), peer.body(invalid)) == ("400", b"")
+    assert nothing_is_left(book)
+
+
 def test_a_refusal_does_not_wait_for_a_body_that_waits_for_100() -> None:
     def refuse(flow: http.HTTPFlow) -> None:
         flow.response = http.Response.make(404, b"no")

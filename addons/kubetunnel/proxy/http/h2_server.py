@@ -14,6 +14,7 @@ from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
     RequestHeaders,
     RequestProtocolError,
+    ResponseData,
     ResponseHeaders,
     ResponseProtocolError,
 )
@@ -34,12 +35,14 @@ class KubeHttp2Server(KubeHttp2Connection, Http2Server):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._calls: set[int] = set()  # streams that carry gRPC
+        self._heads: set[int] = set()  # those that ask by HEAD
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield from self.handle_with_flow_control(event, self._handle)
         for stream_id in list(self.streams):
             self.forget_if_closed(stream_id)
         self._calls &= self.streams.keys()
+        self._heads &= self.streams.keys()
         if self._is_draining and not self.streams:
             yield from self.close_connection("client went away")
 
@@ -59,8 +62,11 @@ class KubeHttp2Server(KubeHttp2Connection, Http2Server):
             answer = complaint(event.code.http_status_code() or 0, event.message, grpc=event.stream_id in self._calls)
             headers = [(b":status", str(answer.status_code).encode()), *answer.headers.fields]
             self.h2_conn.send_headers(event.stream_id, [(name.lower(), value) for name, value in headers])
-            self.h2_conn.send_data(event.stream_id, answer.raw_content or b"", end_stream=True)
+            body = b"" if event.stream_id in self._heads else answer.raw_content or b""
+            self.h2_conn.send_data(event.stream_id, body, end_stream=True)
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
+        elif isinstance(event, ResponseData) and event.stream_id in self._heads:
+            return  # whatever an addon has put there: the client would end the connection for it
         else:
             if isinstance(event, ResponseHeaders):
                 event.response = as_http2_response(event.response)
@@ -87,6 +93,8 @@ class KubeHttp2Server(KubeHttp2Connection, Http2Server):
             media_type = dict(event.headers).get(b"content-type", b"")
             if is_grpc_type(media_type.decode(errors="replace")):
                 self._calls.add(event.stream_id)
+            if (b":method", b"HEAD") in event.headers:
+                self._heads.add(event.stream_id)
         return (yield from super().handle_h2_event(event))
 
     def go_away(self, event: h2.events.ConnectionTerminated) -> layer.CommandGenerator[None]:
