@@ -57,7 +57,7 @@ class KubeTunnel:
         self.router = Router(self.settings, self.clusters)
         upstreams = Upstreams(self.router)
         relays = Relays()
-        gate = Gate(self.router, upstreams, relays)
+        gate = Gate(self.router, upstreams, relays, lambda: self.ending.is_ending)
         self.listening = Listening()
         authentication = Authentication()
         self.naming = Naming(self.clusters, upstreams.virtual)

@@ -63,6 +63,7 @@ class Playbook:
         )
         self.client.alpn = b"h2" if h2_client else None
         self.now_s = 0.0
+        self.is_ending = False
         self.hooks = hooks
         self.h2_upstream = h2_upstream
         self.open_at_once = open_at_once
@@ -83,7 +84,7 @@ class Playbook:
         self._queue: deque[events.Event] = deque()
         self.layer = KubeHttpLayer(
             Context(self.client, options), HTTPMode.regular, self, policy, self, self.aborted.append,
-            lambda: self.now_s, lanes,
+            lambda: self.now_s, lanes, is_ending=lambda: self.is_ending,
         )  # fmt: skip
         self.feed(events.Start())
 

@@ -78,6 +78,11 @@ class Ending:
             if task is not None:
                 task.cancel()
 
+    @property
+    def is_ending(self) -> bool:
+        """What is under way has its time, and nobody is to begin something new."""
+        return self._draining is not None
+
     def _asked(self, by: signal.Signals) -> None:
         now_s = asyncio.get_running_loop().time()
         if self._draining is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
@@ -68,8 +69,9 @@ class Gate:
 
     name = "kubetunnel_gate"
 
-    def __init__(self, router: Router, upstreams: Upstreams, relays: Relays) -> None:
+    def __init__(self, router: Router, upstreams: Upstreams, relays: Relays, is_ending: Callable[[], bool]) -> None:
         self._router = router
+        self._is_ending = is_ending
         self._upstreams = upstreams
         self._relays = relays
         self._virtual = upstreams.virtual
@@ -143,6 +145,7 @@ class Gate:
             self._relays.reset,
             lanes=self._upstreams.lanes,
             is_own=self._is_own if isinstance(context.client.proxy_mode, KubeMode) else None,
+            is_ending=self._is_ending,
         )
 
     def _is_own(self, context: Context, request: http.Request) -> bool:

@@ -18,6 +18,11 @@ from mitmproxy.proxy.layers.http._events import ErrorCode, ResponseProtocolError
 from kubetunnel.core.errors import KubeTunnelError
 
 
+def never() -> bool:
+    """The tunnel does not end, where nobody says otherwise."""
+    return False
+
+
 @dataclass
 class InformationalResponse(base.HttpEvent):
     """A 1xx response; the final one is still to come (RFC 9110 section 15.2)."""

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 
 from mitmproxy import http
 from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
@@ -25,7 +27,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Server, should_make_pipe
 
-from kubetunnel.proxy.http.events import Abort, InformationalResponse, Throttle
+from kubetunnel.proxy.http.events import Abort, InformationalResponse, Throttle, never
 from kubetunnel.proxy.http.h1_connection import KubeHttp1Connection
 from kubetunnel.proxy.http.h1_message import (
     Framing,
@@ -48,9 +50,17 @@ MAX_PIPELINED_BYTES = 1 << 20
 
 
 class KubeHttp1Server(KubeHttp1Connection, Http1Server):
-    """One exchange after the other; the stream ids are 1, 3, 5, …"""
+    """One exchange after the other; the stream ids are 1, 3, 5, …
+
+    Args:
+        is_ending: whether the tunnel ends; a client is told so with its next answer.
+    """
 
     client_finished = False
+
+    def __init__(self, context: Context, is_ending: Callable[[], bool] = never) -> None:
+        super().__init__(context)
+        self._is_ending = is_ending
 
     ReceiveTrailers = RequestTrailers
     _sent_framing: Framing = 0
@@ -86,6 +96,8 @@ class KubeHttp1Server(KubeHttp1Connection, Http1Server):
         self.response = as_http1_response(event.response, self.request, has_body=not event.end_stream)
         is_pipe = should_make_pipe(self.request, self.response)
         self._sent_framing = "close" if is_pipe else framing_to_send(self.request, self.response)
+        if self._is_ending() and not is_pipe:
+            self.response.headers["Connection"] = "close"  # RFC 9112 section 9.6
         yield commands.SendData(self.conn, http1.assemble_response_head(self.response))
 
     def _send_error(self, event: ResponseProtocolError) -> layer.CommandGenerator[None]:

@@ -34,6 +34,7 @@ from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame
 
 # what a peer may send on a stream before we take it: the default of Go's client
 STREAM_WINDOW_BYTES = 4 << 20
+_MAX_STREAM_ID = 2**31 - 1  # RFC 9113 section 5.1.1
 _CONNECTION_WINDOW_BYTES = 2**31 - 1  # the streams' windows are the limit
 
 type Fields = list[tuple[bytes, bytes]]
@@ -130,6 +131,13 @@ class KubeH2Connection(H2Connection):
             elif isinstance(event, StreamReset):
                 self._waiting.pop(event.stream_id, None)
         return [event for event in events if not isinstance(event, WindowUpdated)]
+
+    def ask_to_leave(self) -> None:
+        """Tells the peer to open no more streams here; those that it has, or is about to open, go on.
+
+        The first GOAWAY of a graceful end (RFC 9113 section 6.8), which does not end the library's connection.
+        """
+        self._prepare_for_sending([GoAwayFrame(0, last_stream_id=_MAX_STREAM_ID, error_code=ErrorCodes.NO_ERROR)])
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
         # replaces the library's method, which closes its state machine

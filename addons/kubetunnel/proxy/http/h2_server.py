@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import h2.events
 from h2.errors import ErrorCodes
 from mitmproxy import http
+from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
@@ -20,7 +22,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState, format_h2_response_headers
 
-from kubetunnel.proxy.http.events import InformationalResponse, UpstreamFailed
+from kubetunnel.proxy.http.events import InformationalResponse, UpstreamFailed, never
 from kubetunnel.proxy.http.h1_message import as_http2_response
 from kubetunnel.proxy.http.h2_connection import KubeHttp2Connection
 from kubetunnel.proxy.http.h2_library import is_connect
@@ -28,17 +30,27 @@ from kubetunnel.proxy.refusals import complaint, is_grpc_type
 
 
 class KubeHttp2Server(KubeHttp2Connection, Http2Server):
-    """A client that goes away gets the answers to what it has asked, and finished streams leave no trace."""
+    """A client that goes away gets the answers to what it has asked, and finished streams leave no trace.
+
+    Args:
+        is_ending: whether the tunnel ends; a client is told so as soon as there is something to do on its connection.
+    """
 
     _is_draining = False
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, is_ending: Callable[[], bool] = never) -> None:
         super().__init__(context)
+        self._is_ending = is_ending
+        self._has_told_of_end = False
         self._calls: set[int] = set()  # streams that carry gRPC
         self._heads: set[int] = set()  # those that ask by HEAD
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield from self.handle_with_flow_control(event, self._handle)
+        if self._is_ending() and not self._has_told_of_end and self.conn.state & ConnectionState.CAN_WRITE:
+            self._has_told_of_end = True
+            self.h2_conn.ask_to_leave()
+            yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         for stream_id in list(self.streams):
             self.forget_if_closed(stream_id)
         self._calls &= self.streams.keys()

@@ -28,6 +28,7 @@ from kubetunnel.proxy.http.events import (
     Throttle,
     UpstreamDraining,
     UpstreamFree,
+    never,
 )
 from kubetunnel.proxy.http.failures import Failures
 from kubetunnel.proxy.http.h1_connection import KubeHttp1Connection
@@ -71,6 +72,7 @@ class KubeHttpLayer(UpstreamSide):
         clock: seconds, monotonic.
         lanes: shared with who opens the upstreams.
         is_own: tells the requests for the tunnel itself; without it there are none.
+        is_ending: tells that the tunnel ends, so that the client is asked to use the connection no more.
     """
 
     def __init__(
@@ -84,9 +86,11 @@ class KubeHttpLayer(UpstreamSide):
         clock: Callable[[], float] = time.monotonic,
         lanes: Lanes | None = None,
         is_own: IsOwn | None = None,
+        is_ending: Callable[[], bool] = never,
     ) -> None:
         super().__init__(context, mode, failures, policy or HttpPolicy(), lanes or Lanes(), clock)
         self._is_own = is_own
+        self._is_ending = is_ending
         self._reading = reading
         self._abort = abort
         self._deadlines: Deadlines[int] = Deadlines()
@@ -97,7 +101,7 @@ class KubeHttpLayer(UpstreamSide):
         if isinstance(event, events.Start):
             server = KubeHttp2Server if self.context.client.alpn == b"h2" else KubeHttp1Server
             # set already where mitmproxy replays a client
-            client = self.connections.setdefault(self.context.client, server(self.context.fork()))
+            client = self.connections.setdefault(self.context.client, server(self.context.fork(), self._is_ending))
             yield from self.event_to_child(client, event)
         elif isinstance(event, events.Wakeup) and event.command in self._wakeups:
             self._wakeups.discard(event.command)
