@@ -122,16 +122,18 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         f"{path}: retry.delya: there is no such setting; there are retry.max, retry.delay",
         f"{path}: retry.delay: 'soon' is not a duration such as 30s, 1m30s or 100ms",
         f"{path}: http.force_http2: 'maybe' is neither true nor false",
-        f"{path}: nonsense: there is no such setting; there are forwards, services, zones",
+        f"{path}: nonsense: there is no such setting; there are proxy, log, cluster, retry, http, grpc, inspect, pool, "
+        "health, dns, network, forward, forwards, services, zones",
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("retry: [", "file: cannot be read: "),
+        ("retry: [", r"file: cannot be read: line 1, column 9: .*stream end.* \(while parsing a flow \S+\)$"),
+        ("retry:\n\tmax: 1", r"file: cannot be read: line 2, column 1: found character '\\t'.*"),
         ("- retry", "file: is not a mapping of settings"),
-        ("retry: 3", "retry: there is no such setting"),
+        ("retry: 3", "retry: is a section, a mapping; there are retry.max, retry.delay$"),
         ("retry: {max: 1.5}", "retry.max: 1.5 is not a whole number"),
         ("retry: {max: true}", "retry.max: True is not a whole number"),
         ("retry: {delay: 3}", "retry.delay: 3 is not a duration"),

@@ -187,7 +187,8 @@ class KubeTunnel:
                 zone, by_name = self.settings.cluster.zone, self._is_led_to() and self.settings.dns.enabled
                 commands = await commands_to_try(session, zone, addresses[0], by_name=by_name)
         except KubeTunnelError as e:
-            logger.warning("No cluster yet; each request tries again. %s", e)
+            why = "" if self.clusters.first.has_told(e) else f" {e}"
+            logger.warning("No cluster yet; each request tries again.%s", why)
             cluster = "none yet; each request tries again"
         await self._named.wait()
         logger.info("%s", screen(self._facts(addresses, cluster, commands)))

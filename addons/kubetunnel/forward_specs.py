@@ -59,21 +59,18 @@ def parse_entry(entry: str) -> ForwardSpec:
     try:
         words = shlex.split(entry)
     except ValueError as error:
-        raise ValueError(f"forwards: {entry!r}: {error}") from error
+        raise ValueError(f"{entry!r}: {error}") from error
     namespace = ""
     for flag in ("-n", "--namespace"):
         if flag in words:
             position = words.index(flag)
             if position + 1 == len(words):
-                raise ValueError(f"forwards: {entry!r}: {flag} wants a namespace")
+                raise ValueError(f"{entry!r}: {flag} wants a namespace")
             namespace = words[position + 1]
             del words[position : position + 2]
     if not words:
-        raise ValueError(f"forwards: {entry!r} is not KIND/NAME [-n NAMESPACE] PORT …")
-    try:
-        return parse_forward(words[0], words[1:], namespace)
-    except ValueError as error:
-        raise ValueError(f"forwards: {error}") from error
+        raise ValueError(f"{entry!r} is not KIND/NAME [-n NAMESPACE] PORT …")
+    return parse_forward(words[0], words[1:], namespace)
 
 
 def parse_pair(text: str) -> PortPair:

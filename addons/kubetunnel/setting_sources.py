@@ -50,7 +50,7 @@ def read_config(path: Path) -> dict[str, OptionValue]:
             content = file.read(_MAX_FILE_BYTES + 1)
         document = yaml.safe_load(content) if len(content) <= _MAX_FILE_BYTES else None
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: such as the date 2024-13-45
-        raise SettingsError([Problem(str(path), "file", f"cannot be read: {e}")]) from e
+        raise SettingsError([Problem(str(path), "file", f"cannot be read: {_in_a_line(e)}")]) from e
     if len(content) > _MAX_FILE_BYTES:
         raise SettingsError([Problem(str(path), "file", f"is longer than {_MAX_FILE_BYTES} bytes")])
     if document is None:
@@ -74,6 +74,13 @@ def read_config(path: Path) -> dict[str, OptionValue]:
     return values
 
 
+def _in_a_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        context = f" ({error.context})" if error.context else ""
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{context}"
+    return " ".join(str(error).split())
+
+
 def _flattened(document: Mapping[Any, Any], prefix: str, known: Mapping[str, Setting]) -> Iterator[tuple[str, Any]]:
     for key, value in document.items():
         path = f"{prefix}{key}"
@@ -87,8 +94,13 @@ def _flattened(document: Mapping[Any, Any], prefix: str, known: Mapping[str, Set
 
 
 def _unknown(key: str, known: Mapping[str, Setting]) -> str:
+    inside = [path for path in known if path.startswith(f"{key}.")]
+    if inside:
+        return f"is a section, a mapping; there are {', '.join(inside)}"
     section = key.rpartition(".")[0]
     near = [path for path in known if path.rpartition(".")[0] == section]
+    if not section:
+        near = list(dict.fromkeys(path.partition(".")[0] for path in known))
     return f"there is no such setting; there are {', '.join(near or known)}"
 
 

@@ -100,6 +100,10 @@ class Cluster:
                     await access.aclose()
             return self._session
 
+    def has_told(self, error: KubeTunnelError) -> bool:
+        """Whether the log has this already."""
+        return self._last_error == str(error)
+
     async def mistake(self) -> KubeconfigError | None:
         """What is wrong with the kubeconfig or the context; nobody is asked, and no plugin run."""
         if self._demo is not None:
