@@ -6,6 +6,7 @@ import h2.events
 import pytest
 from h2.errors import ErrorCodes
 from hyperframe.frame import GoAwayFrame
+from mitmproxy.proxy import events
 
 from kubetunnel.core.errors import UpstreamReset
 from kubetunnel.proxy.http.h2_connection import HIGH_WATER_BYTES
@@ -604,3 +605,26 @@ def test_trailers_about_an_http1_connection_do_not_end_that_of_the_client() -> N
     peer.flush()
     (received,) = peer.of(h2.events.TrailersReceived, stream)
     assert received.headers == [("x-sum", "2")]
+
+
+def test_a_call_that_is_refused_while_its_deadline_passes_has_another() -> None:
+    asked: list[str] = []
+
+    def overdue(_: object) -> None:
+        asked.append("once more")
+        if len(asked) == 1:  # what comes now waits until the hook is answered
+            pod.h2.reset_stream(1, ErrorCodes.REFUSED_STREAM)
+            book._queue.append(events.DataReceived(pod.connection, pod.h2.data_to_send()))
+
+    policy = HttpPolicy(ExchangePolicy(grpc_timeout_s=4.0))
+    book = Playbook(h2_client=True, h2_upstream=True, policy=policy, kube_call_overdue=overdue)
+    peer = book.h2_client()
+    call = peer.request("/s/m", GRPC, method="POST", body=b"x")
+    pod = pod_of(book)
+    book.pass_time(4)
+    pod.flush()
+    assert len(pod.of(h2.events.RequestReceived)) == 2, "it is sent again"
+    book.pass_time(4)
+    peer.flush()
+    assert peer.fields(call)["grpc-status"] == "4"
+    assert len(asked) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mitmproxy import http
 from mitmproxy.connection import Connection
-from mitmproxy.proxy import layer
+from mitmproxy.proxy import events, layer
 
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, UpstreamReset
 from kubetunnel.proxy.http.lanes import Lanes
@@ -412,6 +412,32 @@ def test_a_killed_flow_leaves_nothing(hook: str, h2_client: bool) -> None:
         assert [e.stream_id for e in peer.events if type(e).__name__ == "StreamReset"] == [1]
     else:
         assert book.client in book.closed
+    assert nothing_is_left(book)
+
+
+@pytest.mark.parametrize("h2_upstream", [False, True])
+def test_an_addon_may_answer_a_streamed_request(h2_upstream: bool) -> None:
+    def answer(flow: http.HTTPFlow) -> None:
+        flow.response = http.Response.make(200, b"ours")
+
+    book = Playbook(h2_client=True, h2_upstream=h2_upstream, requestheaders=stream_bodies, request=answer)
+    peer = book.h2_client()
+    stream = peer.request(method="POST", body=b"body")
+    assert (peer.status(stream), peer.body(stream)) == ("200", b"ours")
+    assert h2_upstream or book.closed == book.upstreams, "half a request is in it"
+    assert nothing_is_left(book)
+
+
+def test_an_addons_answer_is_too_late_where_the_pod_has_answered() -> None:
+    def answer(flow: http.HTTPFlow) -> None:
+        flow.response = http.Response.make(200, b"ours")
+        book._queue.append(events.DataReceived(book.upstreams[0], OK.replace(b"200 OK", b"409 Conflict")))
+
+    book = Playbook(h2_client=True, requestheaders=stream_bodies, request=answer)
+    peer = book.h2_client()
+    stream = peer.request(method="POST", body=b"body")
+    peer.flush()
+    assert peer.status(stream) == "409"
     assert nothing_is_left(book)
 
 

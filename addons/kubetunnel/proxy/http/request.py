@@ -26,6 +26,7 @@ from mitmproxy.proxy.layers.http._events import (
     RequestHeaders,
     RequestProtocolError,
     RequestTrailers,
+    ResponseHeaders,
 )
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHeadersHook, HttpRequestHook
 
@@ -79,6 +80,10 @@ class RequestHalf(HttpStream):
     @abstractmethod
     def refuse(self, error: KubeTunnelError) -> layer.CommandGenerator[None]:
         """Answers the request with a refusal."""
+
+    @abstractmethod
+    def abandon_upstream(self) -> layer.CommandGenerator[None]:
+        """Nobody waits for what the pod does for us. No effect on an upstream that serves others by now."""
 
     @abstractmethod
     def send_own_response(self) -> layer.CommandGenerator[None]:
@@ -180,6 +185,14 @@ class RequestHalf(HttpStream):
         request.timestamp_end = time.time()
         yield HttpRequestHook(self.flow)
         self.client_state = self.state_done
+        is_answered = self.server_state != self.state_wait_for_response_headers or any(
+            isinstance(event, ResponseHeaders) for event in self._paused_event_queue
+        )
+        if self.flow.response and not is_answered:
+            # an addon's, which need not know that the pod has begun to hear of the request
+            yield from self.abandon_upstream()
+            yield from self.send_own_response()
+            return
         if request.trailers:
             yield SendHttp(RequestTrailers(self.stream_id, request.trailers), self.context.server)
         yield SendHttp(RequestEndOfMessage(self.stream_id), self.context.server)

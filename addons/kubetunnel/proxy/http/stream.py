@@ -161,7 +161,10 @@ class KubeHttpStream(RequestHalf):
         call = OverdueCall(self.flow)
         yield KubeCallOverdueHook(call)
         over = (ResponseHeaders, RequestProtocolError, ResponseProtocolError)
-        return call.is_stream or any(isinstance(event, over) for event in self._paused_event_queue)
+        if any(isinstance(event, over) for event in self._paused_event_queue):
+            self.timeout_s = None  # for a call that is sent again now
+            return True
+        return call.is_stream
 
     def abandon_upstream(self) -> layer.CommandGenerator[None]:
         """Nobody waits for what the pod does for us. No effect on an upstream that serves others by now."""
