@@ -19,6 +19,7 @@ from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
         (9000, "https-admin", None, True, None),
         (9000, "admin-https", None, True, None),
         (9090, "grpc", None, False, Http.HTTP2),
+        (9090, "grpc-web", None, False, None),
         (9443, "grpcs", None, True, Http.HTTP2),
         (9000, "h2c", None, False, Http.HTTP2),
         (80, "http", "kubernetes.io/h2c", False, Http.HTTP2),

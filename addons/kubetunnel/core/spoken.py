@@ -49,7 +49,8 @@ def spoken_at(port: ServicePort) -> Spoken:
     app_protocol = (port.app_protocol or "").lower().removeprefix("kubernetes.io/")
     if app_protocol in _APP_PROTOCOLS:
         return _APP_PROTOCOLS[app_protocol]
-    words = port.name.lower().split("-")
+    # gRPC-Web has a name of its own there, and is HTTP of either version
+    words = port.name.lower().replace("grpc-web", "http").split("-")
     tls = port.port in _TLS_NUMBERS or any(word.startswith(_TLS_NAMES) for word in words)
     if app_protocol in ("grpc", "grpcs"):
         return Spoken(tls or app_protocol == "grpcs", Http.HTTP2, binding=True)
