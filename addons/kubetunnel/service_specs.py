@@ -9,6 +9,7 @@ kube_services:                      (in mitmproxy's config.yaml; or --set 'kube_
 from __future__ import annotations
 
 import shlex
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -74,4 +75,13 @@ def _value(name: str, pair: str) -> tuple[str, str | bool]:
     path = Path(value).expanduser()
     if not path.is_file():
         raise ValueError(f"{name}: {key}={value!r} is no file")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if key == "ca_file":
+            context.load_verify_locations(path)
+        else:
+            context.load_cert_chain(path, password="")
+    except (OSError, ValueError) as e:  # ssl.SSLError is an OSError
+        wanted = "certificates in PEM" if key == "ca_file" else "a certificate and its key in PEM, without a password"
+        raise ValueError(f"{name}: {key}={value!r} does not have {wanted}: {e}") from e
     return key, str(path)

@@ -27,6 +27,8 @@ from tests.tunnel import ADDON
         ("kube_services=api.shop app_protocol=gopher", "app_protocol='gopher' is none of h2c"),
         ("kube_services=api.shop passthrough=yes", "passthrough='yes' is neither true nor false"),
         ("kube_services=api.shop ca_file=/nonexistent", "ca_file='/nonexistent' is no file"),
+        (f"kube_services=api.shop ca_file={__file__}", "ca_file='.*' does not have certificates in PEM"),
+        (f"kube_services=api.shop client_certificate={__file__}", "client_certificate='.*' does not have a"),
     ],
 )
 def test_a_wrong_option_ends_the_program(option: str, told: str, tmp_path: Path) -> None:
