@@ -131,7 +131,9 @@ def test_opens_what_is_not_open() -> None:
     book, _ = playbook(opened=False)
     book.from_client(b"early")
     assert book.sent(book.context.server) == b""
+    assert book.hooks() == [], "where it goes is not known yet, and the flow's comment is to say so"
     book.opened()
+    assert book.hooks() == ["tcp_start"]
     assert book.sent(book.context.server) == b"early"
 
 

@@ -94,12 +94,12 @@ class RawLayer(layer.Layer):
         yield from self.state(event)
 
     def start(self, _: events.Event) -> layer.CommandGenerator[None]:
-        yield TcpStartHook(self.flow)
         error: KubeTunnelError | None = None
         if self.context.server.address is None:
             error = NotAServiceName("The connection speaks neither HTTP nor SOCKS5, so it names no Service.")
         elif self.context.server.timestamp_start is None:
             error = yield from open_destination(self.context, self.failures)
+        yield TcpStartHook(self.flow)  # when it can be told where it goes
         if error is not None:
             self.transports.reset(self.context.client)
             yield from self.end(error)
