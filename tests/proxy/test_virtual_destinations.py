@@ -105,6 +105,8 @@ def test_hosts_that_are_no_virtual_ips_stay(virtual: VirtualDestinations, host: 
 def test_a_literal_virtual_ip_is_its_name(virtual: VirtualDestinations) -> None:
     assert virtual.host(ADDRESS) == API
     assert virtual.is_a_names(ADDRESS)
+    assert virtual.host(f"::ffff:{ADDRESS}") == API
+    assert virtual.is_a_names(f"::ffff:{ADDRESS}")
     assert not virtual.is_a_names(FREE), "it may be somebody's in another network"
     assert not VirtualDestinations().is_a_names(ADDRESS)
     assert VirtualDestinations().host(ADDRESS) == ADDRESS

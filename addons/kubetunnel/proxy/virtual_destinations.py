@@ -8,7 +8,7 @@ nor whether a proxy request, SOCKS5 or a Host names the address.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -125,6 +125,8 @@ def _address(host: str) -> Address | None:
     if host[-1:].isalpha() and ":" not in host:
         return None  # most hosts: a name
     try:
-        return ip_address(host)
+        address = ip_address(host)
     except ValueError:
         return None
+    # a program with an IPv6 socket writes an IPv4 address as ::ffff:10.8.0.7 (RFC 4291 section 2.5.5.2)
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
