@@ -67,8 +67,8 @@ def test_what_reaches_mitmproxy(runner: CliRunner, arguments: tuple[str, ...], p
 
 
 def test_what_is_not_ours_to_read_is_left_as_it_is() -> None:
-    words = ["-dns=false", "--context", "run", "run", "--", "prog", "-dns=false", "--demo=x"]
-    assert as_click_has_them(words, flag_options()) == ["--no-dns", *words[1:]]
+    words = ["-port", "80", "-dns=false", "--context", "run", "run", "--", "prog", "-dns=false", "--demo=x"]
+    assert as_click_has_them(words, flag_options()) == ["-port", "80", "--no-dns", *words[3:]]
 
 
 @pytest.mark.parametrize("given", ["INFO", "info"])
@@ -105,6 +105,16 @@ def test_the_demo_where_sudo_has_kept_the_kubeconfig(
     assert "preserve-env" not in runner.invoke(cli.main, []).output
 
 
+def test_no_demo_in_the_place_of_a_context_that_was_asked_for(runner: CliRunner, tmp_path: Path) -> None:
+    runner.env |= {"KUBECONFIG": "", "HOME": str(tmp_path)}
+    assert "kube_demo=true" not in started(runner, "--context=prod").arguments
+
+
+def test_the_terminals_mitmproxy_says_that_it_needs_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run_mitmproxy("mitmproxy", []) == 1
+    assert capsys.readouterr().err.startswith("kube-tunnel: --tui needs a terminal")
+
+
 def test_all_mistakes_are_told_at_once(runner: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "kube-tunnel.yaml").write_text("retry: {max: 11}")
     runner.env["KTUN_GRPC_TIMEOUT"] = "0s"
@@ -128,6 +138,10 @@ def test_all_mistakes_are_told_at_once(runner: CliRunner, tmp_path: Path) -> Non
         (("--set", "kube_forwards=svc/api"), "kube-tunnel: flag: --set kube_forwards: "),
         (("--set", "kube_nope=1"), "kube-tunnel: flag: --set kube_nope: there is no such option; there are kube_"),
         (("-port=99999",), "99999 is more than 65535"),
+        (("--set", "anticache"), "kube-tunnel: flag: --set: 'anticache' is not NAME=VALUE"),
+        (("--context", "prod", "services"), "--context before services is not for it; its own"),
+        (("-config=x.yaml", "config"), "--config before config is not for it"),
+        (("-v", "demo"), "--verbose before demo is not for it"),
     ],
 )
 def test_a_mistake_says_what_is_allowed(runner: CliRunner, arguments: tuple[str, ...], told: str) -> None:

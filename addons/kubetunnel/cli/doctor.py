@@ -20,11 +20,10 @@ from kubetunnel.cli.setting_flags import FlagCommand, settings_of
     sections=("cluster", "proxy", "dns", "network"),
     short_help="Check cluster, rights, ports, DNS, interfaces and trust; say what mends it.",
 )
-@click.option("-n", "short_namespace", metavar="NAME", help="The same as --namespace.")
 @click.option("--zone", help="The cluster's DNS zone.")
 @click.option("--confdir", type=click.Path(path_type=Path), default="~/.mitmproxy", show_default=True, help="The CA's.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def command(short_namespace: str | None, zone: str | None, confdir: Path, as_json: bool, **given: Any) -> None:
+def command(zone: str | None, confdir: Path, as_json: bool, **given: Any) -> None:
     """Check what the tunnel needs: ok, warn, fail or skip (nothing to look at), and the command that mends it.
 
     Settings are the tunnel's: environment, flags and file. Nothing is changed. The exit status is 0 when nothing
@@ -35,8 +34,6 @@ def command(short_namespace: str | None, zone: str | None, confdir: Path, as_jso
     from kubetunnel.doctor.verdict import as_json as document
     from kubetunnel.doctor.verdict import as_text, failed
 
-    if short_namespace is not None:
-        given["cluster_namespace"] = short_namespace
     settings = settings_of(given, "doctor")
     if zone is not None:
         settings = replace(settings, cluster=replace(settings.cluster, zone=zone.strip(".").lower()))

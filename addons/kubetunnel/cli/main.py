@@ -66,6 +66,7 @@ class _Commands(click.Group):
 @click.pass_context
 def _start(ctx: click.Context, /, **given: Any) -> None:
     if ctx.invoked_subcommand is not None:
+        _refuse_flags(ctx, ctx.invoked_subcommand)
         return
     _at_home()
     settings = settings_of(given)
@@ -93,6 +94,14 @@ def _start(ctx: click.Context, /, **given: Any) -> None:
     sys.exit(run())
 
 
+def _refuse_flags(ctx: click.Context, subcommand: str) -> None:
+    """A subcommand reads its own flags alone: `--context prod services` must not ask another cluster without a word."""
+    for parameter in ctx.command.params:
+        if ctx.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE:
+            flag = max(parameter.opts, key=len)
+            raise click.UsageError(f"{flag} before {subcommand} is not for it; its own flags come after it.", ctx)
+
+
 def _at_home() -> None:
     """Under sudo, settings and kubeconfig are those of the user who called it, whose the tunnel is going to be."""
     from netsetup.privileges import find_user, invoking_user, is_root
@@ -107,6 +116,8 @@ def _cluster(settings: Settings) -> list[str]:
     if settings.cluster.demo:
         return []
     chosen = settings.cluster.kubeconfig or current_kubeconfig()
+    if not chosen and settings.cluster.context:
+        return []  # a cluster of the user's own was asked for, and the tunnel says what it lacks
     for_people = settings.log.format == "text"
     if chosen:
         if for_people:
@@ -135,6 +146,9 @@ def run_mitmproxy(program: str, arguments: Sequence[str]) -> int:
     0 where it was ended and what was under way was done (or had its time), 1 where it could not start, 128 and the
     signal's number where a second one ended it at once.
     """
+    if program == "mitmproxy" and not sys.stdout.isatty():  # which it would tell with a traceback
+        click.echo("kube-tunnel: --tui needs a terminal; there is --web, too", err=True)
+        return 1
     from mitmproxy import ctx
     from mitmproxy.tools import main as tools  # late: it takes half a second
 

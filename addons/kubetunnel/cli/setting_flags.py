@@ -37,7 +37,7 @@ def as_click_has_them(arguments: Sequence[str], parameters: Iterable[click.Param
     with_value = {
         name
         for parameter in parameters
-        if isinstance(parameter, click.Option) and not parameter.is_flag and parameter.flag_value is None
+        if isinstance(parameter, click.Option) and not parameter.is_flag
         for name in parameter.opts
     }
     translated: list[str] = []
@@ -78,7 +78,9 @@ def settings_of(given: Mapping[str, Any], program: str = "kube-tunnel") -> Setti
             values[setting.path] = option_value(setting, list(value) if isinstance(value, tuple) else value)
         except ValueError as e:
             problems.append(Problem("flag", str(setting.flag), str(e)))
-    for name, texts in _assigned(given.get("assignments", ())).items():
+    assignments = given.get("assignments", ())
+    problems += [Problem("flag", "--set", f"{each!r} is not NAME=VALUE") for each in assignments if "=" not in each]
+    for name, texts in _assigned(assignments).items():
         if (assigned := _OPTIONS.get(name)) is None:
             told = f"there is no such option; there are {', '.join(_OPTIONS)}"
             problems.append(Problem("flag", f"--set {name}", told))

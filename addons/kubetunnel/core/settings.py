@@ -66,7 +66,9 @@ class ClusterSettings:
 
     kubeconfig: str | None = _setting(None, "Path of the kubeconfig; none: as kubectl finds it.", flag="--kubeconfig")
     context: str | None = _setting(None, "Context of the kubeconfig; none: its current-context.", flag="--context")
-    namespace: str | None = _setting(None, "Namespace of short names; none: that of the context.", flag="--namespace")
+    namespace: str | None = _setting(
+        None, "Namespace of short names; none: that of the context.", flag="--namespace", short="-n"
+    )
     # kubelet's --cluster-domain default
     zone: str = _setting(
         "cluster.local", "The cluster's DNS zone.", takes="a DNS zone such as cluster.local", form="zone"
