@@ -449,7 +449,9 @@ def other_kubeconfig(directory: Path) -> str:
 
 EFFECTS: dict[str, Row] = {
     "proxy.port": Row(18080, ports_to_try, (80, 8080), (18080,)),
-    "log.level": Row("debug", lambda world: world.options.termlog_verbosity, "info", "debug"),
+    "log.level": Row(
+        "warn", lambda world: (world.options.termlog_verbosity, world.options.flow_detail), ("info", 1), ("warn", 0)
+    ),
     "log.format": Row("json", a_line_of_the_log, "text", "JSON"),
     "cluster.kubeconfig": Row(other_kubeconfig, context_and_file, "sim of kubeconfig", "sim of other"),
     "cluster.context": Row("more", context_and_namespace, ("sim", "demo"), ("more", "other")),

@@ -155,6 +155,13 @@ def test_a_file_that_cannot_be_taken(text: str, told: str, tmp_path: Path) -> No
         read_config(config(tmp_path, text))
 
 
+def test_a_variable_that_is_none_of_ours_is_told() -> None:
+    with pytest.raises(
+        SettingsError, match="^environment: KTUN_PROT: there is no such setting; there are .*KTUN_PORT, "
+    ):
+        read_environment({"KTUN_PROT": "80", "KTUN_CONFIG": "x.yaml", "KTUN_OTHER": ""})
+
+
 def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
     assert read_config(config(tmp_path, "# nothing yet\n")) == {}
     assert read_environment({"KTUN_RETRY_MAX": ""}) == {}

@@ -139,10 +139,10 @@ class KubeTunnel:
             for option in ("termlog_verbosity", *detail):
                 ctx.options.update(**{option: ctx.options.default(option)})
         elif level is not None:
-            quiet = level == "quiet"
-            ctx.options.update(termlog_verbosity="error" if quiet else level)
-            if detail:
-                ctx.options.update(flow_detail=0 if quiet else ctx.options.default("flow_detail"))
+            ctx.options.update(termlog_verbosity="error" if level == "quiet" else level)
+            has_requests = level in ("debug", "info")  # a request's line is information
+            if detail and not (has_requests and is_first):  # at the start it is the user's
+                ctx.options.update(flow_detail=ctx.options.default("flow_detail") if has_requests else 0)
         if is_json and detail:
             ctx.options.update(flow_detail=0)  # mitmdump's lines are no JSON
 

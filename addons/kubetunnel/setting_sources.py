@@ -13,7 +13,8 @@ from kubetunnel.core.settings import Setting, every_setting
 from kubetunnel.setting_values import OptionValue, Problem, SettingsError, option_value
 
 CONFIG = "kube_config"  # the option of mitmproxy that names the file
-_CONFIG_ENV = "KTUN_CONFIG"
+_ENV_PREFIX = "KTUN_"
+_CONFIG_ENV = f"{_ENV_PREFIX}CONFIG"
 _MAX_FILE_BYTES = 1 << 20
 
 
@@ -115,6 +116,10 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, OptionValue]:
                 values[setting.path] = option_value(setting, text)
             except ValueError as e:
                 problems.append(Problem("environment", setting.env, str(e)))
+    known = [_CONFIG_ENV, *(setting.env for setting in every_setting() if setting.env)]
+    for name in sorted(environ):
+        if name.startswith(_ENV_PREFIX) and environ[name] and name not in known:
+            problems.append(Problem("environment", name, f"there is no such setting; there are {', '.join(known)}"))
     if problems:
         raise SettingsError(problems)
     return values
