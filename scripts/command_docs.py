@@ -24,7 +24,7 @@ _TAIL = """\
 
 | | |
 | --- | --- |
-| 0 | ended as asked (SIGINT, SIGTERM), and what was under way was done or had its 60 s |
+| 0 | ended as asked (SIGINT, SIGTERM, SIGHUP), and what was under way was done or had its 60 s |
 | 1 | could not start or do what was asked for; the last line says why |
 | 2 | a flag, a variable or a line of the settings file is wrong; all that is wrong is told at once |
 | 128 + n | ended at once by the second signal, of number n |

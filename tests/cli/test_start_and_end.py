@@ -174,6 +174,13 @@ def test_a_second_signal_ends_at_once(start: type[Command]) -> None:
         assert command.end(signal.SIGINT) == 128 + signal.SIGINT
 
 
+@pytest.mark.skipif(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, reason="runs under nohup")
+def test_a_closed_terminal_ends_it_in_order(start: type[Command]) -> None:
+    command = start()
+    command.wait_for("is ready")
+    assert command.end(signal.SIGHUP) == 0
+
+
 def test_json_lines(start: type[Command]) -> None:
     command = start("--log-format=json")
     port = command.port

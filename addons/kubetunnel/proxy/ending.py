@@ -1,4 +1,4 @@
-"""The end of the tunnel: SIGINT or SIGTERM, no new connections, and time for what is under way.
+"""The end of the tunnel, by SIGINT, SIGTERM or a closed terminal: no new connections, and time for what is under way.
 
 mitmproxy would stop at once. A second signal does so here, too.
 """
@@ -66,8 +66,11 @@ class Ending:
 
     def running(self) -> None:
         loop = asyncio.get_running_loop()
-        # the terminal's mitmproxy asks whether it shall end
-        self._taken = [each for each in _SIGNALS if each != signal.SIGINT or not hasattr(ctx.master, "prompt_for_exit")]
+        self._taken = list(_SIGNALS)
+        if hasattr(ctx.master, "prompt_for_exit"):  # the terminal's mitmproxy asks whether it shall end
+            self._taken.remove(signal.SIGINT)
+        elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it goes on
+            self._taken.append(signal.SIGHUP)
         for taken in self._taken:
             loop.add_signal_handler(taken, partial(self._asked, taken))
 
