@@ -156,9 +156,8 @@ def test_a_file_that_cannot_be_taken(text: str, told: str, tmp_path: Path) -> No
 
 
 def test_a_variable_that_is_none_of_ours_is_told() -> None:
-    with pytest.raises(
-        SettingsError, match="^environment: KTUN_PROT: there is no such setting; there are .*KTUN_PORT, "
-    ):
+    told = r"^environment: KTUN_PROT: there is no such setting; there are .*KTUN_PORT, "
+    with pytest.raises(SettingsError, match=told):
         read_environment({"KTUN_PROT": "80", "KTUN_CONFIG": "x.yaml", "KTUN_OTHER": ""})
 
 

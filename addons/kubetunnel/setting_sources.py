@@ -117,9 +117,9 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, OptionValue]:
             except ValueError as e:
                 problems.append(Problem("environment", setting.env, str(e)))
     known = [_CONFIG_ENV, *(setting.env for setting in every_setting() if setting.env)]
-    for name in sorted(environ):
-        if name.startswith(_ENV_PREFIX) and environ[name] and name not in known:
-            problems.append(Problem("environment", name, f"there is no such setting; there are {', '.join(known)}"))
+    told = f"there is no such setting; there are {', '.join(known)}"
+    unknown = sorted(name for name in environ if name.startswith(_ENV_PREFIX) and environ[name] and name not in known)
+    problems += [Problem("environment", name, told) for name in unknown]
     if problems:
         raise SettingsError(problems)
     return values

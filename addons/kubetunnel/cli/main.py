@@ -116,20 +116,18 @@ def _cluster(settings: Settings) -> list[str]:
     if settings.cluster.demo:
         return []
     chosen = settings.cluster.kubeconfig or current_kubeconfig()
-    if not chosen and settings.cluster.context:
-        return []  # a cluster of the user's own was asked for, and the tunnel says what it lacks
-    for_people = settings.log.format == "text"
-    if chosen:
-        if for_people:
+    # a cluster of the user's own was asked for by its context: the tunnel says what it lacks
+    is_demo = not chosen and not settings.cluster.context
+    if settings.log.format == "text":
+        if chosen:
             click.echo(f"Using the current cluster: {chosen}")
-        return []
-    if for_people:
-        click.echo("No kubeconfig found: using a simulated cluster (the demo).")
-        if settings.network.virtual and "KUBECONFIG" not in os.environ:
+        elif is_demo:
+            click.echo("No kubeconfig found: using a simulated cluster (the demo).")
+        if not chosen and settings.network.virtual and "KUBECONFIG" not in os.environ:
             click.echo(
                 "sudo passes no KUBECONFIG on, unless told to: sudo --preserve-env=KUBECONFIG …, or --kubeconfig FILE."
             )
-    return ["--set", "kube_demo=true"]
+    return ["--set", "kube_demo=true"] if is_demo else []
 
 
 def _announce_ca(assignments: Sequence[str]) -> None:
