@@ -9,10 +9,12 @@ from functools import partial
 
 import pytest
 
+from kubetunnel.run_command import relay as relay_module
 from kubetunnel.run_command.relay import RefusedError, Streams, connect_through, relay
 
 type Behave = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-SOCKS_OK = bytes([5, 0, 5, 0, 0, 1, 127, 0, 0, 1, 0, 80])
+CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+REFUSED = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\nConnection: close\r\n\r\nwhy"
 
 
 @contextlib.asynccontextmanager
@@ -24,11 +26,11 @@ async def listening(behave: Behave) -> AsyncIterator[tuple[str, int]]:
         server.close()
 
 
-async def socks_server(reply: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    asked = await reader.readexactly(3 + 5 + len("api.shop") + 2)
-    assert asked == b"\5\1\0" + b"\5\1\0\3\x08api.shop\0P"
-    writer.write(reply)
-    if reply == SOCKS_OK:
+async def proxy(answer: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    asked = await reader.readuntil(b"\r\n\r\n")
+    assert asked.startswith(b"CONNECT api.shop:80 HTTP/1.1\r\nHost: api.shop:80\r\n")
+    writer.write(answer)
+    if answer == CONNECTED:
         body = await reader.read()  # until the client's half-close
         writer.write(body.upper())
     writer.close()
@@ -55,7 +57,7 @@ async def relayed(connect: Callable[[], Awaitable[Streams]]) -> AsyncIterator[tu
 
 async def test_both_ways_with_a_half_close() -> None:
     async with (
-        listening(partial(socks_server, SOCKS_OK)) as tunnel,
+        listening(partial(proxy, CONNECTED)) as tunnel,
         relayed(partial(connect_through, tunnel, "api.shop", 80)) as ((reader, writer), _),
     ):
         writer.write(b"hello" * 100_000)
@@ -63,24 +65,47 @@ async def test_both_ways_with_a_half_close() -> None:
         assert await reader.read() == b"HELLO" * 100_000
 
 
-@pytest.mark.parametrize("reply", [bytes([5, 0, 5, 5, 0, 1, 0, 0, 0, 0, 0, 0]), b"\5", b""])
-async def test_a_refusal_is_a_reset(reply: bytes) -> None:
+@pytest.mark.parametrize("answer", [REFUSED, REFUSED[:20], b""])
+@pytest.mark.parametrize("said", [b"SSH-2.0-x\r\n", b"\x00" * 10])
+async def test_a_refusal_is_a_reset(answer: bytes, said: bytes) -> None:
     async with (
-        listening(partial(socks_server, reply)) as tunnel,
+        listening(partial(proxy, answer)) as tunnel,
+        relayed(partial(connect_through, tunnel, "api.shop", 80)) as ((reader, writer), _),
+    ):
+        writer.write(said)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+
+
+async def test_a_refusal_is_a_reset_for_who_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "_LAST_WORDS_S", 0.05)
+    async with (
+        listening(partial(proxy, REFUSED)) as tunnel,
         relayed(partial(connect_through, tunnel, "api.shop", 80)) as ((reader, _), _),
     ):
         with pytest.raises(ConnectionResetError):
             await reader.read()
 
 
-async def test_the_reply_code_is_told() -> None:
-    async with listening(partial(socks_server, bytes([5, 0, 5, 4, 0, 1]))) as tunnel:
-        with pytest.raises(RefusedError, match="reply 4"):
+async def test_http_is_told_why_it_is_refused() -> None:
+    async with (
+        listening(partial(proxy, REFUSED)) as tunnel,
+        relayed(partial(connect_through, tunnel, "api.shop", 80)) as ((reader, writer), _),
+    ):
+        for part in (b"PO", b"ST / HTTP/1.1\r\n", b"Host: api.shop\r\n\r\n" + b"x" * 1_000_000):
+            writer.write(part)
+            await writer.drain()
+        assert await reader.read() == REFUSED
+
+
+async def test_the_status_is_told() -> None:
+    async with listening(partial(proxy, REFUSED)) as tunnel:
+        with pytest.raises(RefusedError, match="502 Bad Gateway"):
             await connect_through(tunnel, "api.shop", 80)
 
 
 async def test_a_tunnel_that_is_gone_is_a_reset() -> None:
-    async with listening(partial(socks_server, b"")) as tunnel:
+    async with listening(partial(proxy, b"")) as tunnel:
         pass
     async with relayed(partial(connect_through, tunnel, "api.shop", 80)) as ((reader, _), _):
         with pytest.raises(ConnectionResetError):

@@ -40,7 +40,7 @@ class InsideListeners:
 
     Args:
         courier: makes the sockets.
-        tunnel: where the connections go, by SOCKS5.
+        tunnel: where the connections go, by CONNECT.
     """
 
     def __init__(self, courier: Courier, tunnel: tuple[str, int]) -> None:

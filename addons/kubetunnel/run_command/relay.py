@@ -1,4 +1,7 @@
-"""Connections out of CMD's network: on to the tunnel by SOCKS5 (RFC 1928), which resolves the name itself."""
+"""Connections out of CMD's network: on to the tunnel by CONNECT (RFC 9110 9.3.6), which resolves the name itself.
+
+A refusal of it is a whole HTTP response with the reason: what a client that speaks HTTP is told.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 
+from kubetunnel.core.first_bytes import Protocol, recognise
+
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 30.0  # the tunnel refuses earlier
 _READ_BYTES = 256 * 1024
-_GREETING = bytes([5, 1, 0])  # version, one method: no authentication
-_CONNECT, _NAME = 1, 3
+_HEAD_END = b"\r\n\r\n"
+_LAST_WORDS_S = 5.0  # for a client to say what it speaks, and to read why it is refused
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: the close is a reset (tcp(7))
 
 
@@ -23,7 +28,7 @@ type Connect = Callable[[], Awaitable[Streams]]
 
 
 async def relay(client: Streams, connect: Connect, what: str) -> None:
-    """Serves an accepted connection until its end; where there is nothing to connect it to, it is reset.
+    """Serves an accepted connection until its end. What cannot be connected is reset, but for HTTP, which is told why.
 
     Args:
         connect: where it goes. Raises OSError, RefusedError.
@@ -33,7 +38,11 @@ async def relay(client: Streams, connect: Connect, what: str) -> None:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             upstream = await connect()
-    except (OSError, TimeoutError, asyncio.IncompleteReadError, RefusedError) as e:
+    except RefusedError as refusal:
+        logger.info("A connection to %s: %s", what, refusal)
+        await _refuse(client, refusal.answer)
+        return
+    except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError) as e:
         logger.info("A connection to %s is reset: %s", what, e)
         _reset(writer)
         return
@@ -56,29 +65,47 @@ async def relay(client: Streams, connect: Connect, what: str) -> None:
 
 
 class RefusedError(Exception):
-    """The tunnel's reply code is not 0."""
+    """The tunnel does not connect. `answer` is its HTTP response."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__(f"the tunnel refuses it: {answer.partition(b'\r\n')[0].decode('latin-1')}")
+        self.answer = answer
 
 
 async def connect_through(tunnel: tuple[str, int], name: str, port: int) -> Streams:
-    """A connection to a name's port. Raises OSError, RefusedError, IncompleteReadError."""
+    """A connection to a name's port. Raises OSError, RefusedError, EOFError, LimitOverrunError."""
     reader, writer = await asyncio.open_connection(*tunnel)
     try:
-        host = name.encode("ascii")
-        writer.write(_GREETING)
-        writer.write(bytes([5, _CONNECT, 0, _NAME, len(host)]) + host + struct.pack("!H", port))
-        await reader.readexactly(2)
-        reply = await reader.readexactly(4)
-        _check(reply[1])
-        await reader.readexactly({1: 4, 4: 16}[reply[3]] + 2)  # BND.ADDR and BND.PORT
+        authority = f"{name}:{port}"
+        # with its end: the body of a refusal is what comes until then
+        writer.write(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n".encode("ascii"))
+        head = await reader.readuntil(_HEAD_END)
+        if not head.startswith(b"HTTP/1.1 2"):
+            raise RefusedError(head + await reader.read())  # noqa: TRY301
     except BaseException:
         writer.transport.abort()
         raise
     return reader, writer
 
 
-def _check(reply: int) -> None:
-    if reply != 0:
-        raise RefusedError(f"the tunnel refuses it (SOCKS5 reply {reply})")
+async def _refuse(client: Streams, answer: bytes) -> None:
+    reader, writer = client
+    try:
+        async with asyncio.timeout(_LAST_WORDS_S):
+            said, spoken = b"", None
+            while spoken is None and (data := await reader.read(_READ_BYTES)):
+                said += data
+                spoken = recognise(said, destination_known=True)
+            if spoken is Protocol.HTTP1:
+                writer.write(answer)
+                writer.write_eof()
+                while await reader.read(_READ_BYTES):  # a close with bytes unread would be a reset, and the answer lost
+                    pass
+                writer.close()
+                return
+    except (OSError, TimeoutError):
+        pass  # it has nothing to say, or has gone: it is reset
+    _reset(writer)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
