@@ -41,6 +41,8 @@ SILENT = Spoken(tls=False)
 HINTED = Spoken(tls=False, http=Http.HTTP2)
 SAYS_HTTP1 = Spoken(tls=False, http=Http.HTTP1, binding=True)
 SAYS_HTTP2 = Spoken(tls=False, http=Http.HTTP2, binding=True)
+HINTED_IN_TLS = Spoken(tls=True, http=Http.HTTP2)
+SAYS_WEBSOCKET = Spoken(tls=False, http=Http.HTTP1, binding=True, websocket=True)
 SAYS_HTTPS = Spoken(tls=True, http=Http.NEGOTIATED, binding=True)
 
 
@@ -51,6 +53,7 @@ SAYS_HTTPS = Spoken(tls=True, http=Http.NEGOTIATED, binding=True)
         (SILENT, True, Http.NEGOTIATED),
         (HINTED, False, Http.HTTP1),
         (HINTED, True, Http.HTTP2),
+        (HINTED_IN_TLS, True, Http.NEGOTIATED),
         (SAYS_HTTP1, True, Http.HTTP1),
         (SAYS_HTTP2, False, Http.HTTP2),
         (SAYS_HTTPS, False, Http.HTTP1),
@@ -63,4 +66,5 @@ def test_which_http_to_speak(spoken: Spoken, client_http2: bool, chosen: Http) -
 
 def test_the_users_switches_win() -> None:
     assert choose_http(SAYS_HTTP1, client_http2=False, force_http2=True) is Http.HTTP2
+    assert choose_http(SAYS_WEBSOCKET, client_http2=False, force_http2=True) is Http.HTTP1
     assert choose_http(SILENT, client_http2=True, disable_fallback=True) is Http.HTTP2

@@ -361,6 +361,26 @@ def test_many_requests_do_not_pile_up_timers() -> None:
     assert b" 504 " in book.to_client()
 
 
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "closed the connection"),
+        (bytes.fromhex("000000 01 04 00000000"), "something else"),  # HEADERS of stream 0
+    ],
+)
+def test_a_pod_that_does_not_know_http2_is_told_of(answer: bytes, found: str) -> None:
+    book = Playbook(h2_upstream=True)
+    book.from_client(request(b"POST", b"abc"))
+    book.from_upstream(answer)
+    book.upstream_closes()
+    refused = book.to_client()
+    assert b" 502 " in refused
+    assert b"UpstreamProtocol" in refused
+    assert b"was spoken to in HTTP/2" in refused
+    assert found.encode() in refused
+    assert nothing_is_left(book)
+
+
 @pytest.mark.parametrize(("fields", "timeout_s", "end"), [((("grpc-timeout", "300m"),), 0.3, False), ((), 7.0, True)])
 def test_a_call_has_its_own_deadline(fields: tuple[tuple[str, str], ...], timeout_s: float, end: bool) -> None:
     book = Playbook(h2_client=True, h2_upstream=True, policy=TIMEOUT, requestheaders=stream_bodies)

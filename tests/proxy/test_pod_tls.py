@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from kubetunnel.sim.certs import CertificateAuthority
 from kubetunnel.sim.cluster import SimCluster
+from kubetunnel.sim.listener import reset
 from kubetunnel.sim.objects import Port, ServiceSpec
 from tests.proxy.scripted_pod import ScriptedPod
 from tests.simulated import simulated
@@ -108,3 +111,120 @@ def test_a_pod_that_misses_a_certificate_says_so(vault: Vault) -> None:
     answer = vault.ask(445, "--http1.1")
     assert answer.status == 502
     assert answer.reason in ("UpstreamProtocol", "UpstreamReset")
+
+
+async def hang_up(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+
+
+async def say_nothing(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    while await reader.read(1 << 16):
+        pass
+
+
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220 mail.demo ready\r\n")
+    await reader.read()
+
+
+async def reset_when_asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+    reset(writer)
+
+
+@pytest.fixture(scope="module")
+def reluctant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
+    """A tunnel, quickly out of patience, to pods that do not take part in TLS as they should."""
+    directory = tmp_path_factory.mktemp("sim")
+
+    async def prepare(cluster: SimCluster) -> None:
+        workload = cluster.pod("demo", "pair").workload
+        assert workload is not None
+        programs = {"hang-up": hang_up, "silent": say_nothing, "greet": greet, "reset": reset_when_asked}
+        for number, program in enumerate(programs.values(), 7501):
+            await workload.listen(number, program)
+        without_alpn = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        CertificateAuthority("ca").server("old", (NAME,)).load_into(without_alpn)
+        await workload.listen(7511, ScriptedPod({}).serve, without_alpn)
+        for number, name in enumerate([*programs, "absent"], 7501):
+            await cluster.add_service(ServiceSpec("demo", name, (Port(443, "https", number),), {"app": "pair"}))
+        ports = Port(443, "https", 7511), Port(444, "grpcs", 7511), Port(445, "https-ws", 7511, app_protocol="wss")
+        await cluster.add_service(ServiceSpec("demo", "old", ports, {"app": "pair"}))
+        cluster.kubeconfig(directory / "kubeconfig")
+
+    options = ["--set", "kube_response_header_timeout=3s"]
+    with (
+        simulated(prepare),
+        Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=directory / "kubeconfig", options=options) as tunnel,
+    ):
+        yield tunnel
+        assert "Traceback" not in tunnel.log, tunnel.log
+
+
+def ask_in_tls(tunnel: Tunnel, host: str, *arguments: str) -> Answer:
+    return curl("-k", "--connect-to", f"::127.0.0.1:{tunnel.port}", *arguments, f"https://{host}/", timeout_s=20)
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+@pytest.mark.parametrize(
+    ("name", "status", "reason", "detail"),
+    [
+        ("hang-up", 502, "UpstreamReset", "closed the connection in the TLS handshake"),
+        ("reset", 502, "UpstreamReset", "closed the connection in the TLS handshake"),
+        ("silent", 504, "Timeout", "said nothing to TLS in 3 s"),
+        ("greet", 502, "UpstreamProtocol", "does not speak TLS"),
+        ("absent", 502, "ConnectionRefused", "Nothing listens on port 7505"),
+    ],
+)
+def test_a_pod_that_does_not_finish_the_handshake(
+    reluctant: Tunnel, name: str, status: int, reason: str, detail: str, version: str
+) -> None:
+    answer = ask_in_tls(reluctant, f"{name}.demo", version)
+    assert (answer.status, answer.reason) == (status, reason), answer.stderr
+    assert detail in answer.json["detail"]
+    assert "pair" in answer.json["command"]
+
+
+@pytest.fixture(scope="module")
+def http2_only(reluctant: Tunnel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Tunnel]]:
+    """Tunnels to the same cluster with a switch turned on."""
+    kubeconfig = next(a.partition("=")[2] for a in reluctant.process.args if "kube_kubeconfig=" in a)  # type: ignore[union-attr]
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def with_switch(switch: str) -> Tunnel:
+            confdir = tmp_path_factory.mktemp("confdir")
+            return stack.enter_context(Tunnel(confdir, kubeconfig=kubeconfig, options=["--set", f"{switch}=true"]))
+
+        yield with_switch
+
+
+@pytest.mark.parametrize(
+    ("switch", "version"),
+    [("kube_disable_fallback", "--http2"), ("kube_force_http2", "--http2"), ("kube_force_http2", "--http1.1")],
+)
+def test_http2_or_not_at_all_is_meant_in_tls_too(
+    http2_only: Callable[[str], Tunnel], switch: str, version: str
+) -> None:
+    answer = ask_in_tls(http2_only(switch), "old.demo", version)
+    assert (answer.status, answer.reason) == (502, "UpstreamProtocol"), answer.stderr
+    assert "takes no HTTP/2" in answer.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("switch", "host", "version"),
+    [
+        ("kube_disable_fallback", "old.demo", "--http1.1"),
+        ("kube_force_http2", "old.demo:445", "--http1.1"),  # WebSocket goes as HTTP/1.1 alone
+    ],
+)
+def test_what_needs_no_http2_does_not_fail_for_it(
+    http2_only: Callable[[str], Tunnel], switch: str, host: str, version: str
+) -> None:
+    answer = ask_in_tls(http2_only(switch), host, version)
+    assert (answer.status, answer.text) == (200, "ok"), answer.stderr
+
+
+def test_a_ports_name_is_a_guess_that_alpn_corrects(reluctant: Tunnel) -> None:
+    answer = ask_in_tls(reluctant, "old.demo:444", "--http2")
+    assert (answer.status, answer.text) == (200, "ok"), answer.stderr

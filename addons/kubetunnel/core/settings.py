@@ -122,7 +122,9 @@ class RetrySettings:
 class HttpSettings:
     """HTTP between us and the pods."""
 
-    force_http2: bool = _setting(False, "Speak HTTP/2 to every pod.", env="KTUN_FORCE_HTTP2")
+    force_http2: bool = _setting(
+        False, "Speak HTTP/2 to every pod, but to ports of the protocols `ws` and `wss`.", env="KTUN_FORCE_HTTP2"
+    )
     hosts: tuple[str, ...] = _setting(
         (), "Hosts that web pages may ask for a Service by, `*.shop.example` for all below one.",
         flag="--http-hosts",

@@ -22,19 +22,21 @@ class Http(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """What the Service says of a port. `http` None: nothing. `binding`: `appProtocol` said it, so it is not a guess."""
+    """What the Service says of a port. `http` None: nothing. `binding`: `appProtocol` said it, so it is not a guess.
+    `websocket`: it is WebSocket, which only HTTP/1.1 carries here."""
 
     tls: bool
     http: Http | None = None
     binding: bool = False
+    websocket: bool = False
 
 
 _APP_PROTOCOLS = {
     "h2c": Spoken(tls=False, http=Http.HTTP2, binding=True),
     "http2": Spoken(tls=False, http=Http.HTTP2, binding=True),
     "http": Spoken(tls=False, http=Http.HTTP1, binding=True),
-    "ws": Spoken(tls=False, http=Http.HTTP1, binding=True),
-    "wss": Spoken(tls=True, http=Http.HTTP1, binding=True),
+    "ws": Spoken(tls=False, http=Http.HTTP1, binding=True, websocket=True),
+    "wss": Spoken(tls=True, http=Http.HTTP1, binding=True, websocket=True),
     "https": Spoken(tls=True, http=Http.NEGOTIATED, binding=True),
 }
 # what may stand in `appProtocol`, as far as it is known here (without `kubernetes.io/`)
@@ -65,13 +67,15 @@ def choose_http(
     Args:
         spoken: what the Service says.
         client_http2: whether the request came as HTTP/2, as gRPC always does.
-        force_http2: the user's word, above all.
+        force_http2: the user's word, above all but `ws` and `wss`.
         disable_fallback: an HTTP/2 request goes as HTTP/2 or not at all.
     """
-    if force_http2:
+    if force_http2 and not spoken.websocket:
         return Http.HTTP2
     if spoken.binding and spoken.http in (Http.HTTP1, Http.HTTP2):
         return spoken.http
     if not client_http2:
         return Http.HTTP1
-    return Http.HTTP2 if disable_fallback or spoken.http is Http.HTTP2 else Http.NEGOTIATED
+    if disable_fallback or (spoken.http is Http.HTTP2 and not spoken.tls):  # the name is a guess; with TLS, ALPN tells
+        return Http.HTTP2
+    return Http.NEGOTIATED

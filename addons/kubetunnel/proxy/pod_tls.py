@@ -38,10 +38,10 @@ class PodTls:
         destination, client = opened.destination, data.context.client
         settings, name = destination.settings, str(destination.name)
         server.sni = name
-        if client.alpn is None and client.alpn_offers:
+        version = self._router.negotiable_http_version(destination, client_http2=client.alpn == b"h2")
+        if client.alpn is None and client.alpn_offers and version is not Http.HTTP2:
             server.alpn_offers = tuple(client.alpn_offers)  # is being negotiated; the client gets what the pod takes
         else:
-            version = self._router.negotiable_http_version(destination, client_http2=client.alpn == b"h2")
             server.alpn_offers = _ALPN_OFFERS[version]
         context = net_tls.create_proxy_server_context(
             method=net_tls.Method.TLS_CLIENT_METHOD,

@@ -8,6 +8,8 @@ from mitmproxy.proxy.layers.http import RegisterHttpConnection
 from kubetunnel.proxy.http.h1_client import KubeHttp1Client
 from kubetunnel.proxy.http.h2_client import KubeHttp2Client
 
+NO_HTTP2 = "the pod takes no HTTP/2 by ALPN"
+
 
 class KubeHttpClient(layer.Layer):
     """Reports with `RegisterHttpConnection`. An upstream that is open already is taken as it is."""
@@ -17,6 +19,9 @@ class KubeHttpClient(layer.Layer):
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         server = self.context.server
         error = None if server.connected else (yield commands.OpenConnection(server))
+        if error is None and server.tls and list(server.alpn_offers) == [b"h2"] and server.alpn != b"h2":
+            error = NO_HTTP2
+            yield commands.CloseConnection(server)
         if error is None:
             client = KubeHttp2Client if server.alpn == b"h2" else KubeHttp1Client
             self.child_layer = client(self.context)

@@ -68,6 +68,7 @@ class UpstreamFailed(ResponseProtocolError):  # noqa: N818 - an event, no except
         answered: some of an answer came already.
         unprocessed: the upstream said that it has done nothing for this request (RFC 9113 section 8.7).
         h2_error: the code of its RST_STREAM.
+        silent_in_h2: it was spoken to in HTTP/2, and has never said anything in it (no SETTINGS).
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class UpstreamFailed(ResponseProtocolError):  # noqa: N818 - an event, no except
         answered: bool = False,
         unprocessed: bool = False,
         h2_error: int | None = None,
+        silent_in_h2: bool = False,
     ) -> None:
         super().__init__(stream_id, message, code)
         self.ended = ended
         self.answered = answered
         self.unprocessed = unprocessed
         self.h2_error = h2_error
+        self.silent_in_h2 = silent_in_h2
 
 
 @dataclass(frozen=True, slots=True)

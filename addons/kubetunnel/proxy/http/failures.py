@@ -14,6 +14,10 @@ from kubetunnel.proxy.http.repeat import is_idempotent
 
 # an HTTP/2 client knows what to do about these itself
 _PASSED_ON = {ErrorCodes.CANCEL, ErrorCodes.REFUSED_STREAM, ErrorCodes.HTTP_1_1_REQUIRED}
+_NO_HTTP2 = (
+    "If it speaks HTTP/1.1 alone, see http.force_http2, http.disable_fallback, its appProtocol and the name of its "
+    "port, or tell: app_protocol=http in `services` (docs/protocols.md)."
+)
 
 
 class Failures(Protocol):
@@ -49,6 +53,9 @@ def error_of_failure(failure: UpstreamFailed, request: http.Request, *, reused: 
     if request.is_http2 and failure.h2_error in _PASSED_ON:
         return None
     where = f"{request.host}:{request.port}"
+    if failure.silent_in_h2:
+        found = "closed the connection" if failure.ended else f"answered with something else: {failure.message}"
+        return UpstreamProtocol(f"{where} was spoken to in HTTP/2 and {found}. {_NO_HTTP2}")
     if not failure.ended:
         return UpstreamProtocol(f"{where} sent what is not HTTP: {failure.message}.")
     if failure.h2_error is not None:

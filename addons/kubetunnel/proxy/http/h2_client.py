@@ -191,5 +191,9 @@ class KubeHttp2Client(KubeHttp2Connection, Http2Client):
 
     def connection_lost(self, stream_id: int, state: StreamState, message: str) -> UpstreamFailed:
         return UpstreamFailed(
-            stream_id, message, ended=not self._is_broken, answered=state is StreamState.HEADERS_RECEIVED
+            stream_id,
+            message,
+            ended=not self._is_broken,
+            answered=state is StreamState.HEADERS_RECEIVED,
+            silent_in_h2=self.provisional_max_concurrency is not None,  # that is until its SETTINGS
         )

@@ -108,6 +108,7 @@ class KubeHttpLayer(UpstreamSide):
             yield from self._end_of_time()
             yield from self.ask_for_delayed()
             yield from self.refuse_queued()
+            yield from self.end_handshakes()
             yield from self.close_idle()
         elif isinstance(event, events.ConnectionEvent):
             yield from self._connection_event(event)

@@ -147,6 +147,11 @@ class UpstreamPool:
         self._known[connection] = _Known(origin, shared)
         self._states.setdefault(origin, _State()).opening += 1
 
+    def is_opening(self, connection: Server) -> bool:
+        """Whether neither `opened` nor `failed` was told of it yet."""
+        known = self._known.get(connection)
+        return known is not None and known.number == 0
+
     def opened(self, connection: Server, protocol: Protocol) -> None:
         """It is open, and speaks this."""
         known = self._known[connection]

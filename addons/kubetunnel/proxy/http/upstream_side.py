@@ -15,8 +15,8 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import tls
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, RegisterHttpConnection, _upstream_proxy
 
-from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol
-from kubetunnel.proxy.http.client import KubeHttpClient
+from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol, UpstreamReset
+from kubetunnel.proxy.http.client import NO_HTTP2, KubeHttpClient
 from kubetunnel.proxy.http.deadlines import Deadlines
 from kubetunnel.proxy.http.events import (
     GetUpstream,
@@ -33,6 +33,9 @@ from kubetunnel.proxy.http.pool import MAX_IDLE, MAX_UPSTREAMS, Assign, Open, Re
 from kubetunnel.proxy.http.request import ExchangePolicy
 from kubetunnel.proxy.service_connections import NoRoom
 
+_CLOSED = "connection closed"  # what mitmproxy's TLS layers say then
+_NO_TLS = "If it speaks no TLS there, tell: app_protocol=http in `services` (docs/protocols.md)."
+_VERIFIED = "It is verified against its ca_file in `services` (docs/protocols.md)."
 IDLE_TIMEOUT_S = 300.0  # the default of pool.idle_timeout
 
 
@@ -71,6 +74,8 @@ class UpstreamSide(HttpLayer):
         self._idle: Deadlines[Server] = Deadlines()
         self._delayed: Deadlines[GetUpstream] = Deadlines()
         self._queues: Deadlines[Origin] = Deadlines()
+        self._handshakes: Deadlines[Server] = Deadlines()  # TLS with pods
+        self._overdue: set[Server] = set()  # those whose handshake took too long
         self._asked_s: dict[GetUpstream, float] = {}
         self._wakeups: set[commands.RequestWakeup] = set()
 
@@ -162,8 +167,25 @@ class UpstreamSide(HttpLayer):
         stack /= KubeHttpClient(context)
         self.pool.begin(origin, context.server, shared=self.lanes.is_shared(context.server))
         self.connections[context.server] = stack[0]
+        if origin.tls:
+            yield from self._limit_handshake(context.server)
         yield from self.event_to_child(stack[0], events.Start())
         return stack[0]
+
+    def _limit_handshake(self, server: Server) -> layer.CommandGenerator[None]:
+        wait_s = self.policy.exchange.response_header_timeout_s
+        if wait_s is not None and self._handshakes.set(server, self._clock() + wait_s):
+            yield self.wake_in(wait_s)
+
+    def end_handshakes(self) -> layer.CommandGenerator[None]:
+        """To be called at a wakeup. A pod that is silent in TLS has been waited for long enough."""
+        for server in self._handshakes.passed(self._clock()):
+            if server.connected:
+                self._overdue.add(server)
+                yield commands.CloseConnection(server)
+            else:  # is being connected, which has limits of its own
+                yield from self._limit_handshake(server)
+        yield from self.wake_at(self._handshakes.next_wakeup(self._clock()))
 
     def _is_at_hand(self, server: Server, origin: Origin) -> bool:
         """Whether the connection that was opened before us, for a CONNECT, is one of this origin."""
@@ -181,18 +203,44 @@ class UpstreamSide(HttpLayer):
         server = command.connection
         assert isinstance(server, Server)
         origin = self.pool.origin(server)
+        self._handshakes.discard(server)
         if command.err is None:
             self.pool.opened(server, "h2" if server.alpn == b"h2" else "http/1")
             yield from self._note_idle(server)
         else:
-            where = f"{origin.address[0]}:{origin.address[1]}"
-            error = self.failures.open_error(server) or UpstreamProtocol(f"{where}: {command.err}.")
+            error = self._opening_error(server, origin, command.err)
             self.connections.pop(server, None)
             has_waited = self._has_waited if isinstance(error, NoRoom) else None
             for request in self.pool.failed(server, has_waited):
                 yield from self._reply(request, error)
         yield from self._serve(origin)
         self._offer(server)
+
+    def _opening_error(self, server: Server, origin: Origin, message: str) -> KubeTunnelError:
+        if error := self.failures.open_error(server):
+            return error
+        where = f"{origin.address[0]}:{origin.address[1]}"
+        ended = self.failures.stream_error(server)
+        if ended is not None and not isinstance(ended, UpstreamReset):
+            return ended  # refused, which the runtimes tell after the stream is open
+        if server in self._overdue:
+            self._overdue.discard(server)
+            wait_s = self.policy.exchange.response_header_timeout_s
+            error = Timeout(f"{where} said nothing to TLS in {wait_s:g} s. {_NO_TLS}")
+        elif message == NO_HTTP2:
+            error = UpstreamProtocol(
+                f"{where} takes no HTTP/2: it picked another protocol, or none, in TLS (ALPN). http.force_http2, "
+                "http.disable_fallback or the port's appProtocol wants HTTP/2."
+            )
+        elif message == _CLOSED:
+            error = UpstreamReset(f"{where} closed the connection in the TLS handshake. {_NO_TLS}")
+        elif origin.tls:
+            hint = _VERIFIED if message.startswith("Certificate verify failed") else _NO_TLS
+            error = UpstreamProtocol(f"{where}: TLS with the pod failed: {message.rstrip('.')}. {hint}")
+        else:
+            error = UpstreamProtocol(f"{where}: {message}.")
+        self.lanes.explain(server, error)
+        return error
 
     def upstream_changed(self, command: UpstreamFree | UpstreamDraining) -> layer.CommandGenerator[None]:
         """It is free for others, or no more."""
@@ -219,6 +267,8 @@ class UpstreamSide(HttpLayer):
 
     def forget_connection(self, connection: Connection) -> layer.CommandGenerator[None]:
         """It is closed, and with it what was tunnelled in it."""
+        if isinstance(connection, Server) and self.pool.is_opening(connection):
+            return  # its layer is about to say that it did not open: mitmproxy tells the addons first
         handler = self.connections.pop(connection, None)
         for server in [s for s, h in self.connections.items() if h is handler and s in self.pool] + [connection]:
             if isinstance(server, Server) and server in self.pool:
