@@ -20,13 +20,13 @@ from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.endpoints import Target, choose_target
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, PodGone, UpstreamReset
 from kubetunnel.core.health import prefer_healthy
+from kubetunnel.forward.answered import AnsweredPorts
 from kubetunnel.forward.errors import DialTimeout, PodReset
 from kubetunnel.forward.pod_streams import PodStreams
 
 logger = logging.getLogger(__name__)
 
 FAILED_MEMORY_S = 5.0
-MAX_ANSWERED = 4096  # pods come and go
 
 # concerns this endpoint alone: another one may do better
 _ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout, ConnectionRefused)
@@ -45,7 +45,7 @@ class Choices:
         self.is_unhealthy: Callable[[PodStreams, PodPort], bool] = lambda forwards, pod_port: False
         self._opening: Counter[PodPort] = Counter()
         self._failed_s: dict[tuple[str, str, int | None], float] = {}
-        self._answered: dict[PodPort, None] = {}
+        self.answered = AnsweredPorts()
 
     def choose(self, forwards: PodStreams, candidates: Sequence[Target], client: str | None) -> Target:
         """The endpoint with the fewest streams, of those that did not fail lately, and of these of those whose health
@@ -74,27 +74,12 @@ class Choices:
             if not self._opening[pod_port]:
                 del self._opening[pod_port]
 
-    def answered(self, pod_port: PodPort) -> None:
-        """Something was heard of it."""
-        if pod_port not in self._answered:
-            if len(self._answered) >= MAX_ANSWERED:
-                del self._answered[next(iter(self._answered))]
-            self._answered[pod_port] = None
-
-    def may_share(self, pod_port: PodPort) -> bool:
-        """Whether a stream to it may have neighbours on its connection to the API server.
-
-        A runtime does not read what was sent to a port that refuses, and that holds up a fifth of the streams beside it
-        (spdystream has five workers for all frames), the pings too.
-        """
-        return pod_port in self._answered
-
     def failed(self, pod_port: PodPort, error: KubeTunnelError) -> None:
         """It could not be opened: the port alone where that refused, else the whole pod."""
         now_s = self._clock()
         for key in [key for key, at_s in self._failed_s.items() if at_s <= now_s - FAILED_MEMORY_S]:
             del self._failed_s[key]
-        self._answered.pop(pod_port, None)
+        self.answered.discard(pod_port)
         port = pod_port.port if isinstance(error, ConnectionRefused) else None
         self._failed_s[pod_port.namespace, pod_port.pod, port] = now_s
 
@@ -166,7 +151,7 @@ class Attempts:
             target = self.target = self._choices.choose(forwards, self._left, self._client)
             try:
                 with self._choices.opening(target.pod_port):
-                    self._is_alone = not (self._shared and self._choices.may_share(target.pod_port))
+                    self._is_alone = not (self._shared and target.pod_port in self._choices.answered)
                     await forwards.open(target.pod_port, protocol_factory, shared=not self._is_alone)
             except _ENDPOINT_FAILED as e:
                 await self._pass_by(target, e)
@@ -178,7 +163,7 @@ class Attempts:
 
     def answered(self) -> None:
         """Something was heard of the latest endpoint."""
-        self._choices.answered(self.target.pod_port)
+        self._choices.answered.add(self.target.pod_port)
 
     def lost(self, error: KubeTunnelError) -> None:
         """The stream ended with this error: where it is the way to the pod that broke, others are tried before it."""
@@ -188,7 +173,7 @@ class Attempts:
     @property
     def is_needlessly_alone(self) -> bool:
         """Whether the stream could share a connection to the API server by now, and does not."""
-        return self._shared and self._is_alone and self._choices.may_share(self.target.pod_port)
+        return self._shared and self._is_alone and self.target.pod_port in self._choices.answered
 
     async def open_another(self, refused: ConnectionRefused, protocol_factory: Callable[[], asyncio.Protocol]) -> None:
         """As `open`, after the latest endpoint turned out to refuse."""
