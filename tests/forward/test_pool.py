@@ -13,8 +13,11 @@ import pytest
 from kubetunnel.cluster.reach import LEAST_PATIENCE_S, LEAST_S
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout, UpstreamReset
 from kubetunnel.forward.errors import DialTimeout, StreamFailed
+from kubetunnel.forward.lane import UPLOAD_BYTES
+from kubetunnel.forward.liveness import UPLOAD_DEATH_S
 from kubetunnel.forward.pool import PortForwards, _delay_s
 from kubetunnel.forward.silence import Silences
+from kubetunnel.forward.spdy import SpdyConnection
 from kubetunnel.forward.upstream import LINGER_S, Upstream
 from tests.forward.apiserver import ALL, DEAF, DEAF_BYTES, ECHO, FLOODS, V4, Access, ApiServer
 from tests.forward.test_streams import Recorder, to, until
@@ -347,6 +350,39 @@ async def test_a_stream_that_does_not_end_is_cut(api: ApiServer, forwards: PortF
     upstream.look(asyncio.get_running_loop().time() + LINGER_S + 1)
     assert upstream.retired
     await until(lambda: not forwards.upstreams())
+
+
+async def test_an_upload_that_was_closed_has_the_time_that_its_pod_takes(
+    api: ApiServer, forwards: PortForwards
+) -> None:
+    """A pod that is slow reads on long after its client has closed: what is under way must not be cut."""
+    _, writer = await opened(forwards)
+    api.sessions[0].released.clear()  # it reads what is there, and no more for now
+    writer.write(bytes(UPLOAD_BYTES))
+    writer.close()
+    upstream = next(iter(forwards._of_upstream))
+    now = asyncio.get_running_loop().time()
+    upstream.look(now + LINGER_S + 1)
+    upstream.look(now + UPLOAD_DEATH_S - 1)
+    assert not upstream.retired
+    upstream.look(now + UPLOAD_DEATH_S + 1)
+    assert upstream.retired, "but not all the time in the world"
+    api.sessions[0].released.set()
+    await until(lambda: not forwards.upstreams())
+
+
+async def test_a_stream_that_is_refused_by_its_upstream_asks_nothing_of_it(
+    api: ApiServer, forwards: PortForwards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was sent, so silence after it is no sign of a dead peer."""
+    streams = await opened(forwards)
+    (upstream,) = forwards._of_upstream
+    monkeypatch.setattr(SpdyConnection, "can_open", False)  # as after a GOAWAY
+    await until(lambda: upstream._liveness.asked_at is None)
+    with pytest.raises(UpstreamReset, match="no new streams"):
+        upstream.open_stream(to(ECHO), asyncio.Protocol)
+    assert upstream._liveness.asked_at is None
+    await closed(streams)
 
 
 async def test_aclose_ends_streams_dials_and_waiters(api: ApiServer, access: Access) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import KubeTunnelError, UpstreamReset
 from kubetunnel.forward.lane import BULK_BYTES, UPLOAD_BYTES, Lane, Owner, UpstreamFacts
+from kubetunnel.forward.liveness import UPLOAD_DEATH_S
 from kubetunnel.forward.neighbours import any_heavy, anyone_waits, stopped
 from kubetunnel.forward.stream import Bytes, ForwardStream
 from kubetunnel.forward.upgraded import UpgradedConnection, logger
@@ -22,7 +23,7 @@ from kubetunnel.forward.upgraded import UpgradedConnection, logger
 STOPPED_S = 2.0  # then a neighbour that waits gets its answer at the cost of the stopped stream
 QUIET_S = 1.0  # of an upstream on which nothing came for so long a ping asks, with the next bytes, whether it lives
 LINGER_BYTES = 256 * 1024  # of an abandoned stream, before its upstream is closed to stop the download
-LINGER_S = 5.0  # the runtimes end a stream 1 s after our FIN
+LINGER_S = 5.0  # the runtimes end a stream 1 s after our FIN, once the pod has taken what came before it
 
 
 class Upstream(UpgradedConnection):
@@ -93,9 +94,9 @@ class Upstream(UpgradedConnection):
         if self._close_reason:
             raise UpstreamReset(f"The connection to {target} was cut: {self._close_reason}.")
         protocol = protocol_factory()
-        self._ask()
         stream = ForwardStream(self, target, self._loop)
         self._lanes[stream] = self._open_lane(stream)
+        self._ask()
         self.facts.streams += 1
         self.facts.streams_opened += 1
         stream.begin(protocol, writing_paused=self._writing_paused)
@@ -155,7 +156,8 @@ class Upstream(UpgradedConnection):
             self._queue_ping()
             self.flush()
         for lane in list(self._lanes.values()):
-            if lane.finished_at is not None and now - lane.finished_at > LINGER_S:
+            linger_s = UPLOAD_DEATH_S if lane.unheard_bytes >= UPLOAD_BYTES else LINGER_S
+            if lane.finished_at is not None and now - lane.finished_at > linger_s:
                 self._cut_lane(lane, "an abandoned stream did not end")
         if self._reading_paused and now - self._stopped_at >= STOPPED_S:
             self._free_neighbours()
