@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kubetunnel.cluster import credentials
+from kubetunnel.cluster import credentials, exec_plugin
 from kubetunnel.cluster.access import load_access
 from kubetunnel.cluster.discovery import Discovery
 from kubetunnel.core.catalog import PodPort
@@ -102,10 +102,19 @@ async def test_one_run_serves_all_until_it_expires(kubeconfig: WriteKubeconfig, 
     access = await load_access(kubeconfig=kubeconfig(user=plugin()))
     await asyncio.gather(*(access.headers() for _ in range(10)))
     assert runs(tmp_path) == 1
+    await access.aclose()
+
+
+async def test_what_has_expired_when_it_comes_is_used_once(
+    kubeconfig: WriteKubeconfig, plugin: Plugin, tmp_path: Path
+) -> None:
+    """As by kubectl: by the API server's clock it may be good still."""
     status = {"token": "short", "expirationTimestamp": "2020-01-01T00:00:00Z"}
-    access = await load_access(kubeconfig=kubeconfig(user=plugin(status=status), name="second"))
-    with pytest.raises(Unauthenticated):
-        await access.headers()  # a plugin whose credentials are expired when they come gives none
+    access = await load_access(kubeconfig=kubeconfig(user=plugin(status=status)))
+    assert (await access.headers())["Authorization"] == "Bearer short"
+    assert runs(tmp_path) == 1
+    assert (await access.headers())["Authorization"] == "Bearer short"
+    assert runs(tmp_path) == 2
     await access.aclose()
 
 
@@ -251,6 +260,33 @@ async def test_a_hanging_plugin_and_its_children_are_killed(
         await access.headers()
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     await until(lambda: not any(alive(pid) for pid in pids))
+    await access.aclose()
+
+
+@pytest.mark.parametrize(
+    ("stream", "says"), [("stdout", "printed no ExecCredential: more than 1 MiB"), ("stderr", "exit code -9: yyyy")]
+)
+async def test_a_plugin_that_prints_without_end_is_killed(
+    kubeconfig: WriteKubeconfig, plugin: Plugin, tmp_path: Path, stream: str, says: str
+) -> None:
+    body = f"(here / 'pid').write_text(str(os.getpid()))\nwhile True: sys.{stream}.write('y' * 65536)"
+    access = await load_access(kubeconfig=kubeconfig(user=plugin(body)))
+    async with asyncio.timeout(10):
+        with pytest.raises(Unauthenticated, match=says):
+            await access.headers()
+    assert not alive(int((tmp_path / "pid").read_text()))
+    await access.aclose()
+
+
+async def test_a_plugin_that_prints_on_is_ended_in_time(
+    kubeconfig: WriteKubeconfig, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "RUN_TIMEOUT_S", 0.7)
+    monkeypatch.setattr(exec_plugin, "_read", lambda process, stream: asyncio.Event().wait())  # the pipe is full
+    access = await load_access(kubeconfig=kubeconfig(user=plugin("while True: print('y' * 65536)")))
+    async with asyncio.timeout(10):
+        with pytest.raises(Unauthenticated, match=r"did not end within 0\.7 s"):
+            await access.headers()
     await access.aclose()
 
 

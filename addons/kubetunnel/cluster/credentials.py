@@ -99,12 +99,14 @@ class IssuedCredentials:
         return self._run is None
 
     def take(self) -> Credential:
-        """The credential, valid by its own account.
+        """The credential. One that has expired when it comes is given to those who waited for it, as client-go does:
+        clocks may differ, and the API server's decides.
 
         Raises:
             Unauthenticated: the run failed, or is still on.
         """
-        if self._valid() and self._credential:
+        just_issued = self._run is None and self._failure is None
+        if self._credential and (self._valid() or just_issued):
             return self._credential
         if self._failure is not None and self._is_failure_to_tell():
             self._failure_told = True

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +22,9 @@ from kubetunnel.cluster.entry import Pem
 from kubetunnel.cluster.kubeconfig import Cluster
 from kubetunnel.cluster.user import ExecPlugin
 from kubetunnel.core.errors import Unauthenticated
+
+MAX_OUTPUT_BYTES = 1 << 20  # a token and a certificate with its chain are some 20 KiB
+KILL_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,10 @@ async def run_exec_plugin(plugin: ExecPlugin, cluster: Cluster, *, timeout_s: fl
         ) from error
     except OSError as error:
         raise Unauthenticated(f"The credential plugin {plugin.command} cannot be run: {error.strerror}.") from error
+    if len(output) > MAX_OUTPUT_BYTES:
+        raise Unauthenticated(
+            f"The credential plugin {plugin.name} printed no ExecCredential: more than {MAX_OUTPUT_BYTES >> 20} MiB."
+        )
     if code != 0:
         said = f": {complaint}" if complaint else ", and said nothing"
         raise Unauthenticated(f"The credential plugin {plugin.name} failed with exit code {code}{said}")
@@ -84,15 +92,40 @@ async def _run(plugin: ExecPlugin, cluster: Cluster) -> tuple[int, bytes, str]:
         start_new_session=True,  # no controlling terminal to ask at; Ctrl-C is ours, not the plugin's
     )
     try:
-        output, complaint = await process.communicate()
+        output, complaint = await asyncio.gather(_read(process, process.stdout), _read(process, process.stderr))
+        code = await process.wait()
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                # the whole session: a wrapper script's child would keep the pipes open
-                os.killpg(process.pid, 9)
-            await process.wait()
+            await _end(process)
     line = next((line.strip() for line in complaint.decode(errors="replace").splitlines() if line.strip()), "")
-    return await process.wait(), output, line[:300]
+    return code, output, line[:300]
+
+
+async def _read(process: asyncio.subprocess.Process, stream: asyncio.StreamReader | None) -> bytes:
+    """To its end; a process that prints more than MAX_OUTPUT_BYTES is killed, and only that it did so is kept."""
+    assert stream is not None  # noqa: S101 - a pipe was asked for
+    kept = b""
+    while piece := await stream.read(MAX_OUTPUT_BYTES):
+        if len(kept) <= MAX_OUTPUT_BYTES:
+            kept += piece
+            if len(kept) > MAX_OUTPUT_BYTES:
+                _kill(process)
+    return kept
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    _kill(process)
+    with contextlib.suppress(TimeoutError):  # who left the session may keep the pipes open
+        async with asyncio.timeout(KILL_TIMEOUT_S):
+            await (
+                process.communicate()
+            )  # before Python 3.13.1 `wait` ends only when the pipes have been read to their end
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """The whole session: a wrapper script's child would keep the pipes open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _exec_info(plugin: ExecPlugin, cluster: Cluster) -> Mapping[str, object]:
