@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from kubetunnel.core.errors import (
     UpstreamProtocol,
     UpstreamReset,
 )
+from kubetunnel.forward.errors import TEXT_CHARACTERS
 from kubetunnel.forward.negotiation import CHANNEL, SPDY_AGAIN_S, Meaning, Memory, Way, judge
 from kubetunnel.forward.negotiation import SPDY as SPDY_NAME
 from kubetunnel.forward.negotiation import TUNNEL as TUNNEL_NAME
@@ -84,6 +86,15 @@ def test_what_a_refusal_means(status: int, body: bytes, meaning: Meaning) -> Non
     verdict = judge(Refusal(status, body))
     assert verdict.meaning is meaning
     assert verdict.message
+
+
+def test_a_long_refusal_is_read_whole_and_told_in_short() -> None:
+    """Names have up to 253 characters; what stands in a detail and in a log is one line."""
+    text = f'pods "{"w" * 253}" is forbidden:\n\tUser "{"u" * 253}" cannot get resource "pods/portforward"'
+    verdict = judge(Refusal(403, json.dumps({"kind": "Status", "message": text}).encode()))
+    assert (verdict.meaning, verdict.verb) == (Meaning.FORBIDDEN, "get")
+    assert len(verdict.message) <= TEXT_CHARACTERS
+    assert verdict.message.isprintable()
 
 
 async def test_a_new_server_takes_the_tunnel(api: ApiServer, forwards: PortForwards) -> None:

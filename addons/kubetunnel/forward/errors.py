@@ -20,7 +20,7 @@ _ERRNO: dict[type[KubeTunnelError], int] = {
 _POD_GONE = re.compile(
     r"not running|network namespace\b.*\bclosed|no such (container|pod|sandbox)|sandbox\b.*\bnot found|does not exist"
 )
-_TEXT_CHARACTERS = 300  # of a runtime's text in a detail; some repeat themselves for kilobytes
+TEXT_CHARACTERS = 300  # of a runtime's or an API server's text in a detail; some repeat themselves for kilobytes
 
 
 class DialTimeout(Timeout):
@@ -45,7 +45,7 @@ class StreamFailed(OSError):  # noqa: N818  (a name of the errors' tree)
 def stream_error(text: str, target: PodPort) -> KubeTunnelError:
     """The refusal that a text on the error stream of a stream to `target` stands for."""
     words = text.casefold()
-    quoted = " ".join(text.split())[:_TEXT_CHARACTERS]
+    quoted = " ".join(text.split())[:TEXT_CHARACTERS]
     show = f"kubectl -n {target.namespace} get pod {target.pod} -o wide"
     if pod_is_gone(text):
         return UpstreamReset(f"The pod of {target} runs no more: {quoted}.", command=show)

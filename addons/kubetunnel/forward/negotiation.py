@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from kubetunnel.forward.errors import pod_is_gone
+from kubetunnel.forward.errors import TEXT_CHARACTERS, pod_is_gone
 from kubetunnel.forward.upgrade import Refusal
 
 TUNNEL = "SPDY/3.1+portforward.k8s.io"
@@ -77,21 +77,21 @@ def judge(refusal: Refusal) -> Verdict:
     Old servers answer an unknown WebSocket protocol with 403, as they do a missing right; only the right has a Status.
     """
     status = _status(refusal.body)
-    message = str((status or {}).get("message") or refusal.body.decode(errors="replace").strip()[:300])
-    message = message or f"status {refusal.status}"
+    said = " ".join(str((status or {}).get("message") or refusal.body.decode(errors="replace")).split())
+    message = said[:TEXT_CHARACTERS] or f"status {refusal.status}"
     if refusal.status == 401:
         return Verdict(Meaning.UNAUTHENTICATED, message)
     if refusal.status == 403 and status is not None:
-        found = re.search(r"cannot (\w+) resource", message)
+        found = re.search(r"cannot (\w+) resource", said)
         return Verdict(Meaning.FORBIDDEN, message, found[1] if found else "")
-    if refusal.status == 404 and (status is not None or "pod" in message.casefold()):
+    if refusal.status == 404 and (status is not None or "pod" in said.casefold()):
         return Verdict(Meaning.POD_GONE, message)
-    if refusal.status >= 400 and (pod_is_gone(message) or "does not have a host assigned" in message):
+    if refusal.status >= 400 and (pod_is_gone(said) or "does not have a host assigned" in said):
         return Verdict(Meaning.POD_GONE, message)  # the kubelet's and the runtime's words; the API server's own
     # API priority and fairness answers 429; 503 is overload only where it says how long (RFC 9110 15.6.4)
     if refusal.status == 429 or (refusal.status == 503 and refusal.retry_after_s is not None):
         return Verdict(Meaning.OVERLOADED, message, retry_after_s=refusal.retry_after_s or 0.0)
-    if refusal.status >= 500 and re.search(r"dial|no route|i/o timeout|not ready|unavailable", message):
+    if refusal.status >= 500 and re.search(r"dial|no route|i/o timeout|not ready|unavailable", said):
         return Verdict(Meaning.NODE_UNREACHABLE, message)
     return Verdict(Meaning.UNKNOWN_PROTOCOL, message)
 
