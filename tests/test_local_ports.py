@@ -7,12 +7,14 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kubetunnel import local_ports
 from kubetunnel.core.errors import ServiceNotFound
 from kubetunnel.core.settings import ClusterSettings, RetrySettings, Settings
+from kubetunnel.forward.listener import LocalForwards, LocalListener
 from kubetunnel.local_ports import NO_CLUSTER, LocalPort, LocalPorts, TooManyListeners
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.sim.cluster import SimCluster
@@ -191,6 +193,22 @@ async def test_there_is_a_bound(ports: LocalPorts, monkeypatch: pytest.MonkeyPat
     with pytest.raises(TooManyListeners):
         await ports.open("", "demo", "svc/pair", [":80"])
     assert len(ports.ports()) == 5
+
+
+async def test_listeners_that_find_no_room_when_they_are_open_are_closed(
+    ports: LocalPorts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_ports, "MAX_ASKED", 1)
+    number, open_ = free_port(), LocalForwards.open
+
+    async def slow(forwards: LocalForwards, *arguments: Any, **named: Any) -> tuple[LocalListener, ...]:
+        ports.ask("svc/pair -n demo :80")  # meanwhile
+        return await open_(forwards, *arguments, **named)
+
+    monkeypatch.setattr(LocalForwards, "open", slow)
+    with pytest.raises(TooManyListeners):
+        await ports.open("", "demo", "svc/echo", [f"{number}:80"])
+    assert await is_closed(f"127.0.0.1:{number}")
 
 
 async def test_without_a_cluster(tmp_path: Path) -> None:

@@ -156,7 +156,12 @@ class LocalPorts:
             of_zone = await self._zone(zone)
             spec = spec.in_namespace(of_zone.session.access.namespace)
             listeners = await of_zone.forwards.open(spec.ref, spec.pairs)
-            opened = self._want("user", f"{target} -n {spec.ref.namespace} {' '.join(ports)}", zone, spec)
+            try:
+                opened = self._want("user", f"{target} -n {spec.ref.namespace} {' '.join(ports)}", zone, spec)
+            except TooManyListeners:  # others were asked for meanwhile
+                for listener in listeners:
+                    await of_zone.forwards.close(listener)
+                raise
             for port, listener in zip(opened, listeners, strict=True):
                 port.listener = of_zone.open[port] = listener
             return opened
