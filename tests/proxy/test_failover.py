@@ -16,10 +16,12 @@ from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.settings import ClusterSettings, Settings, ZoneSettings
 from kubetunnel.forward import stream
+from kubetunnel.forward.answered import MAX_ANSWERED
+from kubetunnel.forward.errors import StreamFailed
 from kubetunnel.proxy import failover
-from kubetunnel.proxy.attempts import FAILED_MEMORY_S, MAX_ANSWERED, Choices
+from kubetunnel.proxy.attempts import FAILED_MEMORY_S, Attempts, Choices
 from kubetunnel.proxy.clusters import Clusters
-from kubetunnel.proxy.failover import MAX_HELD_BYTES
+from kubetunnel.proxy.failover import MAX_HELD_BYTES, FailoverStream
 from kubetunnel.proxy.routing import Destination, Router, Upstream, error_of
 from kubetunnel.sim.cluster import SimCluster
 from kubetunnel.sim.faults import Protocols
@@ -290,10 +292,63 @@ def test_failures_are_remembered_for_a_while() -> None:
 def test_a_port_shares_once_it_has_answered_and_until_it_refuses() -> None:
     choices = Choices(random.Random(1))
     ports = [PodPort("shop", f"api-{number}", 80, "") for number in range(MAX_ANSWERED + 1)]
-    assert not choices.may_share(ports[0])
+    assert ports[0] not in choices.answered
     for port in ports:
-        choices.answered(port)
-    assert not choices.may_share(ports[0]), "the oldest is forgotten"
-    assert choices.may_share(ports[1])
+        choices.answered.add(port)
+    assert ports[0] not in choices.answered, "the oldest is forgotten"
+    assert ports[1] in choices.answered
     choices.failed(ports[1], ConnectionRefused("It refused."))
-    assert not choices.may_share(ports[1])
+    assert ports[1] not in choices.answered
+
+
+class Refusing(Attempts):
+    """Opens no other."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def open_another(self, refused: ConnectionRefused, protocol_factory: object) -> None:
+        await asyncio.Event().wait()
+
+
+class Narrow(asyncio.Transport):
+    """A stream that any byte fills."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self.written = b""
+        self._protocol = protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+        self._protocol.pause_writing()
+
+    def abort(self) -> None:
+        pass
+
+
+class Writer(asyncio.Protocol):
+    waits = False
+
+    def pause_writing(self) -> None:
+        self.waits = True
+
+    def resume_writing(self) -> None:
+        self.waits = False
+
+
+async def test_a_writer_waits_where_what_was_held_has_filled_the_next_stream() -> None:
+    writer = Writer()
+    failover_stream = FailoverStream(Refusing(), writer)
+    failover_stream.connection_made(asyncio.Transport())
+    failover_stream._held = [b"first"]
+    failover_stream.connection_lost(StreamFailed(ConnectionRefused("It refused.")))
+    assert writer.waits
+    narrow = Narrow(failover_stream)
+    failover_stream.connection_made(narrow)
+    assert narrow.written == b"first"
+    assert writer.waits, "as long as the stream takes no more"
+    failover_stream.resume_writing()
+    assert not writer.waits
+    assert failover_stream._reopening is not None
+    failover_stream._reopening.cancel()

@@ -40,6 +40,7 @@ class FailoverStream(asyncio.Transport, asyncio.Protocol):
         self._is_new = True
         self._is_paused = False
         self._writers_wait = False
+        self._stream_waits = False  # what was held may have filled it
         self._is_closing = False
         self._eof_written = False
         self._reopening: asyncio.Task[None] | None = None
@@ -150,7 +151,7 @@ class FailoverStream(asyncio.Transport, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - streams are
-        self._stream = transport
+        self._stream, self._stream_waits = transport, False
         if self._is_paused:
             transport.pause_reading()
         for data in self._held or ():
@@ -160,7 +161,7 @@ class FailoverStream(asyncio.Transport, asyncio.Protocol):
         if self._is_new:
             self._is_new = False
             self._protocol.connection_made(self)
-        self._hold_writers(False)
+        self._hold_writers(self._stream_waits)
 
     def data_received(self, data: bytes) -> None:
         self._attempts.answered()
@@ -172,9 +173,11 @@ class FailoverStream(asyncio.Transport, asyncio.Protocol):
         return self._protocol.eof_received()
 
     def pause_writing(self) -> None:
+        self._stream_waits = True
         self._hold_writers(True)
 
     def resume_writing(self) -> None:
+        self._stream_waits = False
         self._hold_writers(False)
 
     def _hold_writers(self, wait: bool) -> None:
