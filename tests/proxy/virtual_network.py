@@ -68,7 +68,7 @@ def redirect_to_the_tunnel() -> None:
         "ip link set lo up",
         f"ip address add {US}/32 dev lo",
         f"ip route add {RANGE} dev lo src {US}",
-        f"ip -6 address add {IPV6_US}/128 dev lo",
+        f"ip -6 address add {IPV6_US}/128 dev lo nodad",  # a source at once
         f"ip -6 route add {IPV6_RANGE} dev lo src {IPV6_US}",
     ):
         subprocess.run(command.split(), check=True)

@@ -12,7 +12,7 @@ import logging
 from typing import Any
 
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError
-from kubetunnel.forward.errors import StreamFailed
+from kubetunnel.forward.errors import PodReset, StreamFailed
 from kubetunnel.proxy.attempts import Attempts
 from kubetunnel.proxy.refusals import own_failure
 
@@ -53,7 +53,7 @@ class FailoverStream(asyncio.Transport, asyncio.Protocol):
     async def connected(self) -> None:
         """Waits until a pod's port has taken the connection, as far as that can be told: see `ForwardStream`.
 
-        Raises what the last of them failed for.
+        Raises what the last of them failed for; not that it was reset by the pod, which had taken it then.
         """
         while self._held is not None:
             if self._stream is None:
@@ -65,7 +65,7 @@ class FailoverStream(asyncio.Transport, asyncio.Protocol):
                 await asyncio.wait([sign], timeout=CONNECTED_TIMEOUT_S)
             if stream is self._stream:
                 return
-        if self._error is not None:
+        if self._error is not None and not isinstance(self._error, PodReset):
             raise self._error
 
     # the protocol's side
