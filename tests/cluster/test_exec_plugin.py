@@ -290,6 +290,10 @@ async def test_a_plugin_that_prints_on_is_ended_in_time(
     await access.aclose()
 
 
+def test_who_waits_is_told_how_a_run_ended_and_not_that_it_is_on() -> None:
+    assert credentials.PATIENCE_S > credentials.RUN_TIMEOUT_S
+
+
 async def test_aclose_ends_a_running_plugin(kubeconfig: WriteKubeconfig, plugin: Plugin, tmp_path: Path) -> None:
     before = asyncio.all_tasks()
     user = plugin("(here / 'tmp').write_text(str(os.getpid())); (here / 'tmp').rename(here / 'pid'); time.sleep(60)")

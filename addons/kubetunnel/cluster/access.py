@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 
 from kubetunnel.cluster.addresses import Addresses, ResolverSilentError
 from kubetunnel.cluster.connection import open_connection, why_failed
-from kubetunnel.cluster.credentials import RUN_TIMEOUT_S, IssuedCredentials
+from kubetunnel.cluster.credentials import PATIENCE_S, IssuedCredentials
 from kubetunnel.cluster.exec_plugin import Credential
 from kubetunnel.cluster.kubeconfig import read_kubeconfig
 from kubetunnel.cluster.loaded import Loaded, ready, stamp_of, tls_context
@@ -50,7 +50,7 @@ class ClusterAccess:
         *,
         kubeconfig: str | None = None,
         connect_timeout_s: float = FIRST_S,
-        plugin_patience_s: float = RUN_TIMEOUT_S,
+        plugin_patience_s: float = PATIENCE_S,
     ) -> None:
         self._load = load
         self._kubeconfig = kubeconfig
@@ -303,7 +303,7 @@ async def load_access(
     context: str | None = None,
     namespace: str | None = None,
     connect_timeout_s: float = FIRST_S,
-    plugin_patience_s: float = RUN_TIMEOUT_S,
+    plugin_patience_s: float = PATIENCE_S,
 ) -> ClusterAccess:
     """Read the kubeconfig (kubectl's rules, in-cluster where there is none). Cheap; call it again after a failure.
 

@@ -21,6 +21,7 @@ from kubetunnel.core.errors import KubeTunnelError, Unauthenticated
 logger = logging.getLogger(__name__)
 
 RUN_TIMEOUT_S = 60.0  # a token from a cloud's own tool takes 0.5 to 5 s; the rest is for a person who confirms
+PATIENCE_S = RUN_TIMEOUT_S + 5.0  # of a request: the run's own end comes first, and says what was wrong with it
 TELL_AFTER_S = 1.0  # somebody wonders by then why his request takes so long
 EXPIRY_SKEW = timedelta(seconds=1)  # clocks differ, and the request has still to travel; a 401 catches the rest
 FAILURE_MEMORY_S = 1.0  # a burst of requests must not start a failing plugin once each

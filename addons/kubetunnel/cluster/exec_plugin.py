@@ -75,8 +75,8 @@ async def run_exec_plugin(plugin: ExecPlugin, cluster: Cluster, *, timeout_s: fl
             f"The credential plugin {plugin.name} printed no ExecCredential: more than {MAX_OUTPUT_BYTES >> 20} MiB."
         )
     if code != 0:
-        said = f": {complaint}" if complaint else ", and said nothing"
-        raise Unauthenticated(f"The credential plugin {plugin.name} failed with exit code {code}{said}")
+        said = f": {complaint.rstrip('.')}" if complaint else ", and said nothing"
+        raise Unauthenticated(f"The credential plugin {plugin.name} failed with exit code {code}{said}.")
     return _read_credential(plugin, output)
 
 
