@@ -213,7 +213,10 @@ class HttpClient:
         )
 
     def _cut(self, error: Exception) -> KubeTunnelError:
-        text = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ClientPayloadError):
+            text = "its answer was not complete"
+        else:
+            text = str(error) or type(error).__name__
         why = self._access.why_refused()
         # TLS 1.3 tells of a refused client certificate only after the handshake (RFC 8446 4.4.2.4), if at all
         if why or ("ALERT" in text.upper() and "CERTIFICATE" in text.upper()):
