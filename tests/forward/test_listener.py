@@ -162,6 +162,23 @@ async def test_a_refused_port_is_a_reset_and_one_log_line(
     await close(writer)
 
 
+async def test_the_same_failure_is_told_once_until_a_pod_answers(
+    sim: SimCluster, forwards: LocalForwards, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> int:
+        return caplog.text.count("was reset: The pod reset the connection to demo/pair:8080")
+
+    caplog.set_level(logging.INFO)
+    listener = await listen(forwards, 80, "pair")
+    for times in (1, 2):
+        sim.faults.set("demo/pair", 8080, reset=True)
+        for _ in range(3):
+            await expect_reset(listener)
+        assert told() == times
+        sim.faults.clear()
+        assert await hostname(listener) == "pair"
+
+
 async def test_another_pod_is_tried_where_one_refuses(sim: SimCluster, forwards: LocalForwards) -> None:
     sim.faults.set(str(sim.pods("demo", app="echo")[0]), 9000, refuse=True)
     listener = await listen(forwards, ECHO)

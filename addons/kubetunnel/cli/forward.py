@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # who is warned of a broken watch, or waits for a plugin, is to hear when that is over
 _TELL_OF_ENDS = ("kubetunnel.cluster.reflector", "kubetunnel.cluster.credentials")
+# a beginning that fails is told once, as the end of the command
+_TOLD_AS_THE_END = ("kubetunnel.proxy.clusters", "kubetunnel.cluster.credentials", "kubetunnel.forward.facts")
 
 
 @click.command("forward", short_help="Listen on local ports for a Service, a Pod or a Deployment.")
@@ -64,12 +66,14 @@ async def _forward(settings: ClusterSettings, spec: ForwardSpec, addresses: tupl
     from kubetunnel.cluster.workloads import Workloads
     from kubetunnel.core.errors import KubeTunnelError
     from kubetunnel.forward.listener import LocalForwards
+    from kubetunnel.forward.local_sockets import TAKEN
     from kubetunnel.proxy.clusters import Cluster
 
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_not_the_end)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _stop_or_end, stop, number)
-    logging.getLogger("kubetunnel.proxy.clusters").setLevel(logging.ERROR)  # its refusal is ours to tell, once
     cluster = Cluster(settings)
     try:
         session = await cluster.session()
@@ -77,6 +81,7 @@ async def _forward(settings: ClusterSettings, spec: ForwardSpec, addresses: tupl
         forwards = LocalForwards(workloads, session.forwards, addresses=addresses)
         try:
             listeners = await forwards.open(spec.in_namespace(session.access.namespace).ref, spec.pairs)
+            _tell_all()
             _print_mapping(listeners)
             await stop.wait()
         finally:
@@ -85,11 +90,21 @@ async def _forward(settings: ClusterSettings, spec: ForwardSpec, addresses: tupl
     except KubeTunnelError as error:
         return _fail(str(error))
     except OSError as error:
-        free = "Ask for any free local port with :PORT."
-        return _fail(f"Cannot listen on {', '.join(addresses)}: {error.strerror or error}. {free}")
+        free = " Ask for any free local port with :PORT." if error.errno in TAKEN else ""
+        return _fail(f"Cannot listen on {error.filename or ', '.join(addresses)}: {error.strerror or error}.{free}")
     finally:
         await cluster.aclose()
     return 0
+
+
+def _is_not_the_end(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.WARNING or record.name not in _TOLD_AS_THE_END
+
+
+def _tell_all() -> None:
+    """It has begun."""
+    for handler in logging.getLogger().handlers:
+        handler.removeFilter(_is_not_the_end)
 
 
 def _stop_or_end(stop: asyncio.Event, number: int) -> None:

@@ -45,6 +45,8 @@ FIRST_BYTES_PATIENCE_S = 0.004
 DRAIN_S = 2.0
 RETRIES = 2  # the contract's retry.max and base delay
 RETRY_DELAY_S = 0.1
+TOLD_AGAIN_S = 60.0  # who tries by hand is to see the reason again; a client that tries on and on has told it already
+_MAX_TOLD = 100
 
 # concerns this endpoint alone: another one may do better
 _ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout, ConnectionRefused)
@@ -96,6 +98,7 @@ class LocalListener:
         self._servers: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], LocalConnection] = {}
         self._client_sockets: ClientSockets | None = None
+        self._told: dict[str, float] = {}
         self._closed = False
 
     def __str__(self) -> str:
@@ -194,7 +197,8 @@ class LocalListener:
             raise
         if error is not None and not client.ended.done():
             error.command = error.command or self._workloads.describe(self.ref)
-            logger.warning("%s: the connection from %s was reset: %s", self, _shown(*client.peername), error)
+            level = self._level(logging.WARNING, f"reset: {error}")
+            logger.log(level, "%s: the connection from %s was reset: %s", self, _shown(*client.peername), error)
             client.reset()
 
     async def _relay(self, client: LocalConnection) -> KubeTunnelError | None:
@@ -211,7 +215,8 @@ class LocalListener:
             delay_s = next(delays_s, None)
             if delay_s is None:
                 return error.refusal
-            logger.info("%s: %s Trying again.", self, error.refusal)
+            level = self._level(logging.INFO, f"again: {error.refusal}")
+            logger.log(level, "%s: %s Trying again.", self, error.refusal)
             await asyncio.sleep(delay_s)
             left = tuple(each for each in left if each.pod_port != target.pod_port)
             if isinstance(error.refusal, PodGone) or not left:
@@ -229,7 +234,7 @@ class LocalListener:
         """One stream, to its end; _Unheard where nothing of it was heard by anybody."""
         pod_port = target.pod_port
         self._opening[pod_port] += 1
-        connection = partial(PodConnection, client, partial(self._answered.add, pod_port))
+        connection = partial(PodConnection, client, partial(self._heard, pod_port))
         try:
             _, pod = await self._forwards.open(pod_port, connection, shared=shared and pod_port in self._answered)
         except _ENDPOINT_FAILED as failure:
@@ -248,6 +253,21 @@ class LocalListener:
         if isinstance(error, ConnectionRefused):
             self._answered.discard(pod_port)
         return _Unheard(error) if error is not None and pod.never_connected else error
+
+    def _heard(self, pod_port: PodPort) -> None:
+        """The pod answers: what fails from now on is news."""
+        self._answered.add(pod_port)
+        self._told.clear()
+
+    def _level(self, level: int, reason: str) -> int:
+        """At which level this is told: DEBUG where it was told a moment ago, and no pod has answered since."""
+        now = asyncio.get_running_loop().time()
+        if now - self._told.get(reason, float("-inf")) < TOLD_AGAIN_S:
+            return logging.DEBUG
+        if len(self._told) >= _MAX_TOLD:
+            self._told.clear()
+        self._told[reason] = now
+        return level
 
     def _streams(self, target: Target) -> int:
         """Those that are being opened count, too: a burst would all go to one pod."""

@@ -13,7 +13,7 @@ LOOPBACK = ("127.0.0.1", "::1")  # what `localhost` means; kubectl listens on bo
 BACKLOG = 1024  # asyncio's 100 drops connections of a burst, which their clients then repeat a second later
 _TRIES = 20  # for a free port that is free on every address
 
-_TAKEN = {errno.EADDRINUSE, errno.EACCES, errno.EPERM}  # by another, or by the kernel for root (below 1024)
+TAKEN = {errno.EADDRINUSE, errno.EACCES, errno.EPERM}  # by another, or by the kernel for root (below 1024)
 _MISSING = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}  # a machine without IPv6
 
 
@@ -26,7 +26,7 @@ def bind(addresses: Sequence[str], port: int, *, or_free: bool) -> list[socket.s
         or_free: take a free one where `port` cannot be had.
 
     Raises:
-        OSError: nothing could be bound.
+        OSError: nothing could be bound; its `filename` is the address, with the port that was asked for.
     """
     ports = [port, *([0] * _TRIES if or_free or not port else [])]
     failure: OSError | None = None
@@ -35,7 +35,7 @@ def bind(addresses: Sequence[str], port: int, *, or_free: bool) -> list[socket.s
             return _bind_all(addresses, wanted)
         except OSError as error:
             failure = failure or error
-            if error.errno not in _TAKEN:
+            if error.errno not in TAKEN:
                 raise
     assert failure is not None  # noqa: S101  (there is at least one port to try)
     raise failure
@@ -73,7 +73,9 @@ def _listen(address: str, port: int) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address, port))
         sock.listen(BACKLOG)
-    except BaseException:
+    except OSError as error:
         sock.close()
+        host = f"[{address}]" if family == socket.AF_INET6 else address
+        error.filename = f"{host}:{port}" if port else host  # which str() tells, too
         raise
     return sock
