@@ -8,8 +8,9 @@ from aiohttp import web
 
 from kubetunnel.cluster.access import load_access
 from kubetunnel.cluster.api import ApiServer
+from kubetunnel.cluster.decode import ServiceObject
 from kubetunnel.cluster.discovery import Discovery
-from kubetunnel.cluster.resource import SERVICES
+from kubetunnel.cluster.resource import SERVICES, Query
 from kubetunnel.cluster.rights import Rights
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import Endpoint, ServiceState
@@ -527,6 +528,26 @@ async def test_a_stalled_api_server_is_a_timeout(
     add_service(api_server)
     assert addresses(await discovery.service("shop", "web")) == ["10.0.0.1"]
     await discovery.aclose()
+
+
+async def test_an_api_server_that_became_slow_is_waited_for_by_the_next_request(
+    api_server: FakeApi, kubeconfig: WriteKubeconfig
+) -> None:
+    access = await load_access(kubeconfig=kubeconfig())
+    api = ApiServer(access, answer_timeout_s=0.1)
+    access.reach = Impatient()
+
+    async def think(request: web.Request) -> None:
+        await asyncio.sleep(0.5)
+
+    add_service(api_server)
+    query = Query(SERVICES, ServiceObject, "shop", "web")
+    api_server.script = think
+    with pytest.raises(Timeout, match=r"said nothing for 0\.2 s"):
+        await api.get_object(query)
+    assert await api.get_object(query) is not None
+    await api.aclose()
+    await access.aclose()
 
 
 async def test_refused_credentials_let_a_watch_rest_until_it_is_used(

@@ -105,6 +105,20 @@ def test_patience_follows_from_what_answers_take() -> None:
     assert reach.patience_s == LONGEST_PATIENCE_S
 
 
+def test_a_server_that_became_slow_is_found_out_by_one_request_at_a_time() -> None:
+    reach = Reach()
+    reach.succeeded(0.01)
+    reach.answered(0.01)
+    assert reach.answer_timeout_s(5.0) == 5.0
+    reach.unanswered()
+    reach.unanswered()
+    assert reach.answer_timeout_s(5.0) == LONGEST_PATIENCE_S
+    assert reach.answer_timeout_s(5.0) == 5.0
+    reach.unanswered()
+    reach.answered(6.0)
+    assert reach.answer_timeout_s(5.0) == reach.patience_s > 6.0
+
+
 async def test_who_rests_is_woken_when_somebody_else_reaches_it() -> None:
     reach = Reach()
     await asyncio.wait_for(reach.rest(0.01), 5)

@@ -102,7 +102,7 @@ class HttpClient:
         With `background` nobody waits for it (a watch): one refused credential is renewed once for all of them, since
         a renewal may start a login.
         """
-        response = await self._send_once(path, parameters)
+        response = await self._send_once(path, parameters, background=background)
         if response.status != 401:
             self._refused_in_background = None
             return response
@@ -115,14 +115,14 @@ class HttpClient:
                     await self._renew(refused)
         else:
             await self._renew(refused)
-        return await self._send_once(path, parameters)
+        return await self._send_once(path, parameters, background=background)
 
     async def _renew(self, refused: str) -> None:
         await self._access.renew(refused)
         self.renewals += 1
         logger.info("The API server %s refused our credentials, and they were renewed", self._access.server)
 
-    async def _send_once(self, path: str, parameters: dict[str, str]) -> aiohttp.ClientResponse:
+    async def _send_once(self, path: str, parameters: dict[str, str], *, background: bool) -> aiohttp.ClientResponse:
         headers: CIMultiDict[str] = CIMultiDict(_JSON)
         headers.extend(await self._access.headers())
         # the context is part of aiohttp's pool key: after a new client certificate no old connection is used again
@@ -130,13 +130,17 @@ class HttpClient:
         url = URL(self._access.server + path, encoded=True)
         logger.debug("GET %s %s", url, parameters)
         clock = asyncio.get_running_loop().time
-        started, timeout_s = clock(), max(self._answer_timeout_s, self._access.reach.patience_s)
+        reach, started = self._access.reach, clock()
+        usual_s = self._answer_timeout_s
+        # a watch is rather begun again: its connection may be what is dead
+        timeout_s = max(usual_s, reach.patience_s) if background else reach.answer_timeout_s(usual_s)
         try:
             async with asyncio.timeout(timeout_s):
                 response = await self._http().get(
                     url, params=parameters, headers=headers, ssl=context, allow_redirects=False
                 )
         except TimeoutError as error:
+            reach.unanswered()
             raise self._timeout(timeout_s) from error
         except (aiohttp.ClientError, ssl.SSLError) as error:
             raise self._cut(error) from error
@@ -145,7 +149,7 @@ class HttpClient:
                 f"The API server {self._access.server} of context {self._access.context} cannot be asked: its address "
                 "or our credentials have characters that no HTTP request can carry."
             ) from None
-        self._access.reach.answered(clock() - started)
+        reach.answered(clock() - started)
         return response
 
     async def read(self, response: aiohttp.ClientResponse) -> Answer:

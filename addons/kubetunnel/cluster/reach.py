@@ -32,6 +32,7 @@ class Reach:
         self._first_s = first_s
         self._connected_in_s: float | None = None  # None: it was never reached
         self._answered_in_s: float | None = None
+        self._mute = False  # a request was not answered in time
         self._silent = False
         self._away = False
         self._back = asyncio.Event()
@@ -51,6 +52,15 @@ class Reach:
         usual_s = self._connected_in_s + self._answered_in_s
         return _within(USUAL_TIMES * usual_s, LEAST_PATIENCE_S, LONGEST_PATIENCE_S)
 
+    def answer_timeout_s(self, usual_s: float) -> float:
+        """For the next answer, at least `usual_s`. After one that did not come in time the next may take long, and only
+        that one: who hangs is waited for by few, and who became slow is found out.
+        """
+        if self._mute:
+            self._mute = False
+            return LONGEST_PATIENCE_S
+        return max(usual_s, self.patience_s)
+
     def failed(self, *, silent: bool) -> None:
         """An attempt failed; `silent`: because there was no answer."""
         self._away = True
@@ -68,6 +78,11 @@ class Reach:
     def answered(self, took_s: float) -> None:
         """It answered a request."""
         self._answered_in_s = took_s
+        self._mute = False
+
+    def unanswered(self) -> None:
+        """A request was not answered in time."""
+        self._mute = True
 
     async def rest(self, delay_s: float) -> None:
         """Sleep for `delay_s`, or until the API server, which was away, is reached again."""
