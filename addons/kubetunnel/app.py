@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.ending import Ending
 from kubetunnel.proxy.gate import Gate
 from kubetunnel.proxy.greeting import commands_to_try
-from kubetunnel.proxy.mode import KubeMode, Listening
+from kubetunnel.proxy.mode import Listening, listening_addresses
 from kubetunnel.proxy.pod_tls import PodTls
 from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.routing import Router
@@ -168,12 +170,7 @@ class KubeTunnel:
     async def _greet(self) -> None:
         if (started := self.listening.running()) is not None:
             await started
-        addresses = [
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            for instance in ctx.master.addons.get("proxyserver").servers
-            if isinstance(instance.mode, KubeMode)
-            for host, port, *_ in instance.listen_addrs
-        ]
+        addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in listening_addresses()]
         await self.clusters.tell_mistakes()
         if not addresses:
             return
@@ -199,8 +196,7 @@ class KubeTunnel:
             addresses,
             self.naming.dns_address,
             self.clusters.zones,
-            # the token opens it to whoever reads the log, and JSON is collected
-            self.observe.dashboard_url(addresses[0]).partition("#" if self.settings.log.format == "json" else "\n")[0],
+            self._dashboard(addresses),
             cluster,
             Path(ctx.options.confdir).expanduser() / f"{CONF_BASENAME}-ca-cert.pem",
             leads=self._is_led_to(),
@@ -210,6 +206,15 @@ class KubeTunnel:
     def _is_led_to(self) -> bool:
         machine = self._machine()
         return machine is not None and machine.redirected
+
+    def _dashboard(self, addresses: list[str]) -> str:
+        """Its URL. Who reads the token sees and does all: none where a log is collected, or others reach the tunnel.
+
+        On a terminal the reader is the user.
+        """
+        url = self.observe.dashboard_url(addresses[0])
+        is_private = sys.stdout.isatty() or all(ip_address(host).is_loopback for host, _ in listening_addresses())
+        return url if is_private and self.settings.log.format == "text" else url.partition("#")[0]
 
     async def _stop_listening(self, drain_s: float) -> None:
         if self._looking is not None:

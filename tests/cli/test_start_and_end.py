@@ -113,7 +113,7 @@ def test_the_first_screen(start: type[Command], tmp_path: Path) -> None:
         rf"  Dashboard: http://127\.0\.0\.1:{port}/dashboard#token=\S+",
         rf"  HTTPS:     curl --cacert {tmp_path}/confdir/mitmproxy-ca-cert\.pem ", r"  End:       Ctrl-C", "Try:",
     ]  # fmt: skip
-    for line, pattern in zip(screen, patterns, strict=False):
+    for line, pattern in zip(screen[: len(patterns)], patterns, strict=True):
         assert re.match(pattern, line), line
     assert (tmp_path / "confdir" / "mitmproxy-ca-cert.pem").exists()
     words = next(line for line in screen if line.startswith("  curl -H")).replace("'", "").split("Host: ")[1].split()
@@ -179,6 +179,15 @@ def test_a_closed_terminal_ends_it_in_order(start: type[Command]) -> None:
     command = start()
     command.wait_for("is ready")
     assert command.end(signal.SIGHUP) == 0
+
+
+@pytest.mark.parametrize(("host", "told"), [("127.0.0.2", True), ("0.0.0.0", False)])
+def test_the_token_is_in_no_log_of_a_tunnel_that_others_reach(start: type[Command], host: str, told: bool) -> None:
+    command = start("--no-dns", "--", f"--listen-host={host}")
+    command.wait_for("is ready")
+    command.wait_for(r"Dashboard: http://\S+/dashboard")
+    assert ("#token=" in command.log) is told
+    assert command.end() == 0
 
 
 def test_json_lines(start: type[Command]) -> None:
