@@ -165,6 +165,27 @@ def test_an_upstream_that_is_always_crowded_is_used_all_the_same() -> None:
         assert len(book.upstreams) == number + 1
 
 
+@pytest.mark.parametrize(("method", "idle_s", "upstreams"), [
+    (b"POST", 0.5, 1), (b"POST", 1.5, 2), (b"PATCH", 1.5, 2), (b"GET", 1.5, 1), (b"PUT", 1.5, 1),
+])  # fmt: skip
+def test_what_can_be_sent_but_once_is_not_sent_where_the_pod_may_have_closed(
+    method: bytes, idle_s: float, upstreams: int
+) -> None:
+    book = Playbook()
+    book.from_client(request())
+    book.from_upstream(OK)
+    book.pass_time(idle_s)
+    book.from_client(request(method, b"body"))
+    assert len(book.upstreams) == upstreams
+    assert book.closed == book.upstreams[: upstreams - 1]
+    book.from_upstream(OK)
+    assert book.to_client() == OK + OK
+    book.from_client(request(method, b"body"))  # the new one is as used by now
+    assert len(book.upstreams) == upstreams
+    book.from_upstream(OK)
+    assert nothing_is_left(book)
+
+
 # a request is sent again
 
 

@@ -117,6 +117,7 @@ class GetUpstream(base.HttpCommand):
         small: the request has little to send, or nothing.
         from_http2: the client speaks HTTP/2, so the pod may be asked for it.
         delay_s: to wait before it is asked for.
+        once: it cannot be sent again, whatever becomes of it.
     """
 
     origin: Origin
@@ -124,6 +125,7 @@ class GetUpstream(base.HttpCommand):
     small: bool = False
     from_http2: bool = False
     delay_s: float = 0.0
+    once: bool = False
     blocking = True
 
 

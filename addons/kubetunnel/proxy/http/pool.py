@@ -100,18 +100,18 @@ class UpstreamPool:
     Args:
         max_upstreams: open at once to one origin.
         max_idle: kept to one origin.
-        is_crowded: whether an idle upstream is to be replaced by a new one.
+        is_doubtful: whether an idle upstream had better be replaced by a new one for that request.
     """
 
     def __init__(
         self,
         max_upstreams: int = MAX_UPSTREAMS,
         max_idle: int = MAX_IDLE,
-        is_crowded: Callable[[Server], bool] = lambda _: False,
+        is_doubtful: Callable[[Server, GetUpstream], bool] = lambda *_: False,
     ) -> None:
         self._max_upstreams = max_upstreams
         self._max_idle = max_idle
-        self._is_crowded = is_crowded
+        self._is_doubtful = is_doubtful
         self._states: dict[Origin, _State] = {}
         self._known: dict[Server, _Known] = {}
 
@@ -239,10 +239,10 @@ class UpstreamPool:
         return Close(state.idle.pop(0)) if state.idle else None
 
     def _assign(self, state: _State, connection: Server) -> Step:
-        known = self._known[connection]
+        known, request = self._known[connection], state.waiting[0].request
         if connection in state.idle:
             state.idle.remove(connection)
-            if known.used and self._is_crowded(connection):  # a new one is as good as it gets
+            if known.used and self._is_doubtful(connection, request):  # a new one is as good as it gets
                 return Close(connection)
             state.busy.add(connection)
         state.fruitless = 0

@@ -41,7 +41,7 @@ from kubetunnel.proxy.http.events import (
     UpstreamFree,
 )
 from kubetunnel.proxy.http.h1_message import withdraw_h2c_upgrade
-from kubetunnel.proxy.http.repeat import SentRequest
+from kubetunnel.proxy.http.repeat import SentRequest, is_idempotent
 from kubetunnel.proxy.refusals import is_grpc, refusal
 
 # of a request's body: more does not go on an upstream that shares its connection with others
@@ -235,7 +235,8 @@ class RequestHalf(HttpStream):
         request = self.flow.request
         origin = Origin((request.host, request.port), request.scheme == "https", self.flow.server_conn.via)
         small = is_small(request, is_whole=self.client_state == self.state_done)
-        reply = yield GetUpstream(origin, fresh, small, request.is_http2, delay_s)
+        once = not is_idempotent(request)
+        reply = yield GetUpstream(origin, fresh, small, request.is_http2, delay_s, once)
         if isinstance(reply, KubeTunnelError):
             yield from self.refuse(reply)
             return False

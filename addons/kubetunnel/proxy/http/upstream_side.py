@@ -37,6 +37,7 @@ _CLOSED = "connection closed"  # what mitmproxy's TLS layers say then
 _NO_TLS = "If it speaks no TLS there, tell: app_protocol=http in `services` (docs/protocols.md)."
 _VERIFIED = "It is verified against its ca_file in `services` (docs/protocols.md)."
 IDLE_TIMEOUT_S = 300.0  # the default of pool.idle_timeout
+CLOSE_TOLD_S = 1.0  # how late containerd tells that a pod closed a connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,10 @@ class UpstreamSide(HttpLayer):
         self.failures = failures
         self.policy = policy
         self.lanes = lanes
-        self.pool = UpstreamPool(policy.max_upstreams, policy.max_idle, lanes.is_crowded)
+        self.pool = UpstreamPool(policy.max_upstreams, policy.max_idle, self._is_doubtful)
         self._clock = clock
         self._idle: Deadlines[Server] = Deadlines()
+        self._idle_since_s: dict[Server, float] = {}
         self._delayed: Deadlines[GetUpstream] = Deadlines()
         self._queues: Deadlines[Origin] = Deadlines()
         self._handshakes: Deadlines[Server] = Deadlines()  # TLS with pods
@@ -138,7 +140,7 @@ class UpstreamSide(HttpLayer):
     def _serve(self, origin: Origin) -> layer.CommandGenerator[None]:
         while step := self.pool.next_step(origin):
             if isinstance(step, Assign):
-                self._idle.discard(step.lease.connection)
+                self._is_used(step.lease.connection)
                 self.lanes.connections.used(step.lease.connection)
                 yield from self._reply(step.request, step.lease)
             elif isinstance(step, Open):
@@ -274,14 +276,28 @@ class UpstreamSide(HttpLayer):
             if isinstance(server, Server) and server in self.pool:
                 yield commands.CloseConnection(server)
                 self.connections.pop(server, None)
-                self._idle.discard(server)
+                self._is_used(server)
                 origin = self.pool.origin(server)
                 self.pool.forget(server)
                 yield from self._serve(origin)
 
     # those that nobody uses
 
+    def _is_doubtful(self, server: Server, request: GetUpstream) -> bool:
+        """Whether it would serve worse than a new one.
+
+        The pod may have closed it, which the runtimes tell a second later: who is to be sent once is not sent there.
+        """
+        is_stale = self._clock() - self._idle_since_s.get(server, self._clock()) > CLOSE_TOLD_S
+        return (request.once and is_stale) or self.lanes.is_crowded(server)
+
+    def _is_used(self, server: Server) -> None:
+        """Or gone."""
+        self._idle.discard(server)
+        self._idle_since_s.pop(server, None)
+
     def _note_idle(self, server: Server) -> layer.CommandGenerator[None]:
+        self._idle_since_s[server] = self._clock()
         limit_s = self.policy.idle_timeout_s
         if limit_s is not None and self._idle.set(server, self._clock() + limit_s):
             yield self.wake_in(limit_s)
