@@ -157,11 +157,12 @@ class LocalPorts:
             spec = spec.in_namespace(of_zone.session.access.namespace)
             listeners = await of_zone.forwards.open(spec.ref, spec.pairs)
             try:
-                opened = self._want("user", f"{target} -n {spec.ref.namespace} {' '.join(ports)}", zone, spec)
-            except TooManyListeners:  # others were asked for meanwhile
+                self._check_room(len(spec.pairs))  # others were asked for meanwhile
+            except TooManyListeners:
                 for listener in listeners:
                     await of_zone.forwards.close(listener)
                 raise
+            opened = self._want("user", f"{target} -n {spec.ref.namespace} {' '.join(ports)}", zone, spec)
             for port, listener in zip(opened, listeners, strict=True):
                 port.listener = of_zone.open[port] = listener
             return opened
