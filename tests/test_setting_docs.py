@@ -57,7 +57,8 @@ def test_names_are_used_once() -> None:
 @pytest.mark.parametrize(
     "document",
     [
-        {}, {"retry": None}, {"retry": {"max": 0, "delay": "1.5s"}}, {"zones": {"prod.local": "production"}},
+        {}, {"retry": None}, {"retry": {"max": 0, "delay": "1.5s"}}, {"retry": {"delay": "100MS"}},
+        {"dns": {"ttl": "0"}}, {"grpc": {"timeout": "1M30S"}}, {"zones": {"prod.local": "production"}},
         {"zones": ["prod.local=production"]},
         {"services": [{"service": "api.shop", "port": 80}, "x.y passthrough=true"]},
         {"cluster": {"context": None, "demo": True}}, yaml.safe_load(uncommented(example_file())),
@@ -74,7 +75,8 @@ def test_the_schema_takes_what_the_program_takes(document: Any, tmp_path: Path) 
     "document",
     [
         {"nonsense": 1}, {"retry": {"max": 11}}, {"retry": {"max": "2"}}, {"retry": {"delay": "soon"}},
-        {"services": [{"port": 80}]}, {"zones": {"prod.local": 1}}, {"cluster": {"demo": "perhaps"}}, [],
+        {"retry": {"delay": "01s0"}}, {"services": [{"port": 80}]}, {"zones": {"prod.local": 1}},
+        {"cluster": {"demo": "perhaps"}}, [],
     ],
 )  # fmt: skip
 def test_the_schema_refuses_what_the_program_refuses(document: Any, tmp_path: Path) -> None:

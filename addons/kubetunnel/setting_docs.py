@@ -10,7 +10,7 @@ from kubetunnel.core.durations import format_duration, format_number
 from kubetunnel.core.settings import ServiceSettings, Setting, every_setting
 from kubetunnel.core.spoken import APP_PROTOCOLS
 
-_DURATION = r"^(0|([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|ms|s|m|h))+$"
+_DURATION = r"^(0|(([0-9]+\.?[0-9]*|\.[0-9]+)([nuµμmNUM]?[sS]|[mMhH]))+)$"
 _HEAD = """\
 # kube-tunnel's settings, each with its default. Taken from --config FILE or $KTUN_CONFIG, else ./kube-tunnel.yaml,
 # $XDG_CONFIG_HOME/kube-tunnel/config.yaml, /etc/kube-tunnel/config.yaml; while running too, when it changes.

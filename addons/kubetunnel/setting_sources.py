@@ -18,6 +18,18 @@ _CONFIG_ENV = f"{_ENV_PREFIX}CONFIG"
 _MAX_FILE_BYTES = 1 << 20
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML's last one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def find_config(
     chosen: str, environ: Mapping[str, str], *, chosen_by: tuple[str, str] = ("option", CONFIG)
 ) -> Path | None:
@@ -49,7 +61,7 @@ def read_config(path: Path) -> dict[str, OptionValue]:
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
-        document = yaml.safe_load(content) if len(content) <= _MAX_FILE_BYTES else None
+        document = yaml.load(content, _Loader) if len(content) <= _MAX_FILE_BYTES else None  # noqa: S506 - a safe one
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: such as the date 2024-13-45
         raise SettingsError([Problem(str(path), "file", f"cannot be read: {_in_a_line(e)}")]) from e
     if len(content) > _MAX_FILE_BYTES:

@@ -89,8 +89,12 @@ def settings_of(given: Mapping[str, Any], program: str = "kube-tunnel") -> Setti
             values[assigned.path] = option_value(assigned, texts if assigned.kind == "list" else texts[-1])
         except ValueError as e:
             problems.append(Problem("flag", f"--set {name}", str(e)))
+    chosen, chosen_by = given.get("config") or "", "--config"
+    for name, equals, path in (text.partition("=") for text in given.get("assignments", ())):
+        if name == CONFIG and equals:
+            chosen, chosen_by = path, f"--set {CONFIG}"
     try:
-        found = read_sources(os.environ, given.get("config") or "", chosen_by=("flag", "--config")).values
+        found = read_sources(os.environ, chosen, chosen_by=("flag", chosen_by)).values
     except SettingsError as e:
         problems += e.problems
     if problems:
