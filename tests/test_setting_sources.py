@@ -134,7 +134,10 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         ("retry:\n\tmax: 1", r"file: cannot be read: line 2, column 1: found character '\\t'.*"),
         ("- retry", "file: is not a mapping of settings"),
         ("retry: 3", "retry: is a section, a mapping; there are retry.max, retry.delay$"),
-        ("network: {dns_interface: kd}", r"network\.dns_interface: is a section, a mapping; there are network\.dns_interface\.ip, "),
+        (
+            "network: {dns_interface: kd}",
+            r"network\.dns_interface: is a section, a mapping; there are network\.dns_interface\.ip, ",
+        ),
         ("retry: {max: 1}\nlog: {}\nretry: {delay: 1s}", "cannot be read: .*'retry' is there twice"),
         ("zones: {prod.local: a, prod.local: b}", "cannot be read: .*'prod.local' is there twice"),
         ("retry: {max: 1.5}", "retry.max: 1.5 is not a whole number"),

@@ -62,9 +62,7 @@ async def test_it_prints_the_mapping_and_ends_in_order(sim: SimCluster, tmp_path
 
 async def test_a_port_that_is_taken_here_is_told(sim: SimCluster, tmp_path: Path) -> None:
     kubeconfig = sim.kubeconfig(tmp_path / "kubeconfig")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 9001))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", 9001)):
         process = await start(kubeconfig, "svc/echo", "9001")
         assert process.stdout is not None
         async with asyncio.timeout(TIMEOUT_S):
@@ -124,6 +122,32 @@ async def test_a_watch_that_broke_and_is_back_is_told_of(sim: SimCluster, tmp_pa
                 told += (await process.stderr.readline()).decode()
             process.terminate()
             await process.communicate()
+
+
+async def test_the_cluster_is_that_of_the_settings(sim: SimCluster, tmp_path: Path) -> None:
+    settings, kubeconfig = tmp_path / "settings.yaml", sim.kubeconfig(tmp_path / "kubeconfig")
+    settings.write_text("cluster: {namespace: nowhere}")
+    arguments = ["svc/echo", ":80", "--config", str(settings)]
+    status, errors = await run(kubeconfig, *arguments)
+    assert (status, "nowhere" in errors) == (1, True), errors
+    process = await start(kubeconfig, *arguments, "-namespace=demo")
+    assert process.stdout is not None
+    async with asyncio.timeout(TIMEOUT_S):
+        assert b"Forwarding from" in await process.stdout.readline()
+        process.terminate()
+        await process.communicate()
+    settings.write_text("cluster: {namspace: demo}")
+    assert (await run(kubeconfig, *arguments))[0] == 2
+
+
+async def test_the_simulated_cluster(tmp_path: Path) -> None:
+    process = await start(tmp_path / "none", "svc/echo", ":80", "--demo")
+    assert process.stdout is not None
+    async with asyncio.timeout(TIMEOUT_S):
+        assert b"Forwarding from" in await process.stdout.readline()
+        process.terminate()
+        _, errors = await process.communicate()
+    assert process.returncode == 0, errors
 
 
 @pytest.mark.parametrize("arguments", [["svc/echo"], ["cm/echo", "80"], ["svc/echo", "80:80:80"]])

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -127,6 +128,15 @@ def test_all_mistakes_are_told_at_once(runner: CliRunner, tmp_path: Path) -> Non
     ]
 
 
+def test_the_file_of_an_option_is_read_in_the_place_of_the_usual_one(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "kube-tunnel.yaml").write_text("retry: {max: 11}")
+    (tmp_path / "other.yaml").write_text("retry: {delay: soon}")
+    result = runner.invoke(cli.main, ["--set", "kube_config=other.yaml"])
+    assert result.exit_code == 2
+    assert result.output.startswith("kube-tunnel: other.yaml: retry.delay: 'soon'")
+    assert "retry.max" not in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -136,6 +146,7 @@ def test_all_mistakes_are_told_at_once(runner: CliRunner, tmp_path: Path) -> Non
         (("forwrad",), "No such command 'forwrad'"),
         (("--set", "kube_retry_max=x"), "kube-tunnel: flag: --set kube_retry_max: 'x' is not a whole number"),
         (("--set", "kube_forwards=svc/api"), "kube-tunnel: flag: --set kube_forwards: "),
+        (("--set", "kube_config=/nope"), "kube-tunnel: flag: --set kube_config: '/nope' is no file"),
         (("--set", "kube_nope=1"), "kube-tunnel: flag: --set kube_nope: there is no such option; there are kube_"),
         (("-port=99999",), "99999 is more than 65535"),
         (("--set", "anticache"), "kube-tunnel: flag: --set: 'anticache' is not NAME=VALUE"),
@@ -158,6 +169,15 @@ def test_every_subcommand_is_there_and_says_what_it_does(runner: CliRunner) -> N
         assert result.exit_code == 0
         assert result.output.startswith(f"Usage: kube-tunnel {name} ")
         assert re.search(rf"^  {name}  +\S", listed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["config", "doctor", "forward", "run", "services", "units"])
+def test_flags_of_commands_have_one_dash_or_two(name: str) -> None:
+    """Else click reads `-namespace shop` as `-n amespace`, and `shop` as something else."""
+    command = cli.main.get_command(cli.main.make_context("kube-tunnel", [name], resilient_parsing=True), name)
+    assert command is not None
+    flags = {flag for option in command.params if isinstance(option, click.Option) for flag in option.opts}
+    assert {flag for flag in flags if flag.startswith("--") and flag[1:] not in flags} == set()
 
 
 def test_as_a_module() -> None:

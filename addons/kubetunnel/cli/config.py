@@ -10,12 +10,18 @@ import click
 
 
 @click.command()
-@click.option("--config", "chosen", metavar="FILE", default="", help="The YAML file of settings.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("--example", "document", flag_value="example", help="Print an example file instead.")
-@click.option("--reference", "document", flag_value="reference", help="Print the reference (Markdown) instead.")
+@click.option("--config", "-config", "chosen", metavar="FILE", default="", help="The YAML file of settings.")
+@click.option("--json", "-json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--example", "-example", "document", flag_value="example", help="Print an example file instead.")
 @click.option(
-    "--schema", "document", flag_value="schema", help="Print a JSON Schema of the file, for editors, instead."
+    "--reference", "-reference", "document", flag_value="reference", help="Print the reference (Markdown) instead."
+)
+@click.option(
+    "--schema",
+    "-schema",
+    "document",
+    flag_value="schema",
+    help="Print a JSON Schema of the file, for editors, instead.",
 )
 def command(chosen: str, as_json: bool, document: str | None) -> None:
     """Print every setting with its value, and where that comes from: environment, file or default.

@@ -20,9 +20,16 @@ from kubetunnel.cli.setting_flags import FlagCommand, settings_of
     sections=("cluster", "proxy", "dns", "network"),
     short_help="Check cluster, rights, ports, DNS, interfaces and trust; say what mends it.",
 )
-@click.option("--zone", help="The cluster's DNS zone.")
-@click.option("--confdir", type=click.Path(path_type=Path), default="~/.mitmproxy", show_default=True, help="The CA's.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--zone", "-zone", help="The cluster's DNS zone.")
+@click.option(
+    "--confdir",
+    "-confdir",
+    type=click.Path(path_type=Path),
+    default="~/.mitmproxy",
+    show_default=True,
+    help="The CA's.",
+)
+@click.option("--json", "-json", "as_json", is_flag=True, help="As JSON.")
 def command(zone: str | None, confdir: Path, as_json: bool, **given: Any) -> None:
     """Check what the tunnel needs: ok, warn, fail or skip (nothing to look at), and the command that mends it.
 

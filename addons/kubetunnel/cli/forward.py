@@ -6,12 +6,14 @@ import asyncio
 import logging
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from kubetunnel.cli.setting_flags import FlagCommand, settings_of
+from kubetunnel.core.settings import Settings
+
 if TYPE_CHECKING:
-    from kubetunnel.core.settings import ClusterSettings
     from kubetunnel.forward.listener import LocalListener
     from kubetunnel.forward_specs import ForwardSpec
 
@@ -22,49 +24,57 @@ _TELL_OF_ENDS = ("kubetunnel.cluster.reflector", "kubetunnel.cluster.credentials
 _TOLD_AS_THE_END = ("kubetunnel.proxy.clusters", "kubetunnel.cluster.credentials", "kubetunnel.forward.facts")
 
 
-@click.command("forward", short_help="Listen on local ports for a Service, a Pod or a Deployment.")
+@click.command(
+    "forward",
+    cls=FlagCommand,
+    sections=("cluster",),
+    short_help="Listen on local ports for a Service, a Pod or a Deployment.",
+)
 @click.argument("target", metavar="KIND/NAME")
 @click.argument("ports", metavar="[LOCAL:]PORT...", nargs=-1, required=True)
-@click.option("-n", "--namespace", help="Namespace of the object; by default that of the context.")
-@click.option("--context", help="Context of the kubeconfig; by default its current one.")
-@click.option("--kubeconfig", help="Path of the kubeconfig; by default as kubectl finds it.")
 @click.option(
-    "--address", multiple=True, default=["localhost"], show_default=True, help="Where to listen, separated by commas."
+    "--address",
+    "-address",
+    multiple=True,
+    default=["localhost"],
+    show_default=True,
+    help="Where to listen, separated by commas.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Tell of upstreams as well.")
+@click.option("-v", "--verbose", "-verbose", is_flag=True, help="Tell of upstreams as well.")
 def command(
     target: str,
     ports: tuple[str, ...],
-    namespace: str | None,
-    context: str | None,
-    kubeconfig: str | None,
     address: tuple[str, ...],
     verbose: bool,
+    **given: Any,
 ) -> None:
     """Listen on local ports, and forward what comes to the ready pods of KIND/NAME.
 
     KIND is svc, pod, deploy, sts, rs, ds or job (NAME alone is a Pod). PORT is a number or a name, with the local port
     before it where that is another: 5432, http, 8080:http, :5432 (any free one). The same local port is taken where it
     is free. Each connection goes to the ready pod with the fewest.
+
+    The cluster is the tunnel's: that of environment, flags and settings file.
     """
-    from kubetunnel.core.settings import ClusterSettings
     from kubetunnel.forward_specs import parse_addresses, parse_forward
 
+    settings = settings_of(given, "kube-tunnel forward")
     try:
-        spec, addresses = parse_forward(target, ports, namespace or ""), parse_addresses(address)
+        spec = parse_forward(target, ports, settings.cluster.namespace or "")
+        addresses = parse_addresses(address)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in _TELL_OF_ENDS:
         logging.getLogger(name).setLevel(logging.INFO)
-    cluster = ClusterSettings(kubeconfig=kubeconfig, context=context, namespace=namespace)
-    sys.exit(asyncio.run(_forward(cluster, spec, addresses)))
+    sys.exit(asyncio.run(_forward(settings, spec, addresses)))
 
 
-async def _forward(settings: ClusterSettings, spec: ForwardSpec, addresses: tuple[str, ...]) -> int:
+async def _forward(settings: Settings, spec: ForwardSpec, addresses: tuple[str, ...]) -> int:
     """Until SIGINT or SIGTERM. The exit status: 1 where it could not begin."""
     from kubetunnel.cluster.workloads import Workloads
     from kubetunnel.core.errors import KubeTunnelError
+    from kubetunnel.demo import Demo
     from kubetunnel.forward.listener import LocalForwards
     from kubetunnel.forward.local_sockets import TAKEN
     from kubetunnel.proxy.clusters import Cluster
@@ -74,11 +84,15 @@ async def _forward(settings: ClusterSettings, spec: ForwardSpec, addresses: tupl
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _stop_or_end, stop, number)
-    cluster = Cluster(settings)
+    cluster, demo = Cluster(settings.cluster), Demo() if settings.cluster.demo else None
+    cluster.configure(settings.cluster, demo)
     try:
         session = await cluster.session()
         workloads = Workloads(session.access, session.discovery)
-        forwards = LocalForwards(workloads, session.forwards, addresses=addresses)
+        retry = settings.retry
+        forwards = LocalForwards(
+            workloads, session.forwards, addresses=addresses, retries=retry.max, retry_delay_s=retry.delay_s
+        )
         try:
             listeners = await forwards.open(spec.in_namespace(session.access.namespace).ref, spec.pairs)
             _tell_all()
@@ -94,6 +108,8 @@ async def _forward(settings: ClusterSettings, spec: ForwardSpec, addresses: tupl
         return _fail(f"Cannot listen on {error.filename or ', '.join(addresses)}: {error.strerror or error}.{free}")
     finally:
         await cluster.aclose()
+        if demo is not None:
+            await demo.aclose()
     return 0
 
 

@@ -27,19 +27,30 @@ def _tunnel(_context: click.Context, _option: click.Parameter, text: str | None)
     context_settings={"allow_interspersed_args": False},
 )
 @click.argument("command_line", metavar="[--] CMD [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--port", type=click.IntRange(1, 65535), help="Port of the tunnel that runs on this machine.")
-@click.option("--proxy", callback=_tunnel, metavar="HOST:PORT", help="Address of the tunnel that runs.")
-@click.option("--kubeconfig", metavar="FILE", help="For a tunnel of its own: path of the kubeconfig.")
-@click.option("--context", metavar="NAME", help="The same: context of the kubeconfig.")
-@click.option("-n", "--namespace", metavar="NAME", help="The same: namespace of short names.")
-@click.option("--config", metavar="FILE", help="The same: the YAML file of settings.")
-@click.option("--demo", is_flag=True, help="A tunnel of its own into a simulated cluster.")
-@click.option("--direct", multiple=True, metavar="HOST,…", help="Not through the tunnel (added to no_proxy).")
-@click.option("--trust-ca", is_flag=True, help="Have CMD trust the tunnel's CA, beside the usual ones.")
-@click.option("--confdir", type=click.Path(path_type=Path), default="~/.mitmproxy", show_default=True, help="The CA's.")
-@click.option("--isolate", is_flag=True, help="A network of CMD's own: names resolve, every port works. Linux.")
-@click.option("-v", "--verbose", is_flag=True, help="Tell what its own tunnel does, on standard error.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
+@click.option("--port", "-port", type=click.IntRange(1, 65535), help="Port of the tunnel that runs on this machine.")
+@click.option("--proxy", "-proxy", callback=_tunnel, metavar="HOST:PORT", help="Address of the tunnel that runs.")
+@click.option("--kubeconfig", "-kubeconfig", metavar="FILE", help="For a tunnel of its own: path of the kubeconfig.")
+@click.option("--context", "-context", metavar="NAME", help="The same: context of the kubeconfig.")
+@click.option("-n", "--namespace", "-namespace", metavar="NAME", help="The same: namespace of short names.")
+@click.option("--config", "-config", metavar="FILE", help="The same: the YAML file of settings.")
+@click.option("--demo", "-demo", is_flag=True, help="A tunnel of its own into a simulated cluster.")
+@click.option(
+    "--direct", "-direct", multiple=True, metavar="HOST,…", help="Not through the tunnel (added to no_proxy)."
+)
+@click.option("--trust-ca", "-trust-ca", is_flag=True, help="Have CMD trust the tunnel's CA, beside the usual ones.")
+@click.option(
+    "--confdir",
+    "-confdir",
+    type=click.Path(path_type=Path),
+    default="~/.mitmproxy",
+    show_default=True,
+    help="The CA's.",
+)
+@click.option(
+    "--isolate", "-isolate", is_flag=True, help="A network of CMD's own: names resolve, every port works. Linux."
+)
+@click.option("-v", "--verbose", "-verbose", is_flag=True, help="Tell what its own tunnel does, on standard error.")
+@click.option("-q", "--quiet", "-quiet", is_flag=True, help="Say nothing.")
 def command(command_line: tuple[str, ...], **given: Any) -> None:
     """Run CMD so that its requests reach the cluster's Services by their names.
 

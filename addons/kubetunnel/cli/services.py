@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("services", cls=FlagCommand, sections=("cluster",), short_help="What the cluster has, and its names.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "-json", "as_json", is_flag=True, help="As JSON.")
 def command(as_json: bool, **given: Any) -> None:
     """List the Services of all Namespaces, or of the one that --namespace names, as the tunnel knows them.
 

@@ -15,8 +15,10 @@ _DIRECTORY = Path(__file__).resolve().parents[1] / "systemd"
 
 @click.command("units", short_help="Print systemd units for the tunnel and for the network.")
 @click.argument("which", type=click.Choice(tuple(UNITS)), required=False)
-@click.option("--user", metavar="USER", help="Who runs the tunnel.  [default: you]")
-@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="The tunnel's port.")
+@click.option("--user", "-user", metavar="USER", help="Who runs the tunnel.  [default: you]")
+@click.option(
+    "--port", "-port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="The tunnel's port."
+)
 def command(which: str | None, user: str | None, port: int) -> None:
     """Print the unit for the tunnel (proxy: a user's unit), that for the network (netsetup: root's), or both.
 
