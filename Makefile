@@ -57,7 +57,7 @@ clean: ## removes what was made
 # a stamp: a second `make run` must not wait for an installer
 $(READY): pyproject.toml scripts/find-python
 	@python=$$(scripts/find-python) || exit 1; \
-	if ! [ -x $(BIN)/python ] || ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+	if ! [ -x $(BIN)/python ] || ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
 		echo "Set-up: making .venv with $$python"; "$$python" -m venv --clear .venv || exit 1; fi
 	@echo "Set-up: installing kube-tunnel and its development tools into .venv (once; a minute or so)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
