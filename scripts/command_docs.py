@@ -43,7 +43,7 @@ _TAIL = """\
 
 ## Environment
 
-Each variable is stronger than the flag or the line of the settings file that it stands for.
+Each variable but the last is stronger than the flag or the line of the settings file that it stands for.
 """
 
 
@@ -52,7 +52,7 @@ def document() -> str:
     parts = [_HEAD, *(_section(name, command, context) for name, command, context in _commands()), _TAIL]
     rows = [f"| `{each.env}` | `{each.path}` | {each.doc} |" for each in every_setting() if each.env]
     rows.append("| `KTUN_CONFIG` |  | The settings file. |")
-    rows.append("| `KUBECONFIG` | `cluster.kubeconfig` | As for kubectl. |")
+    rows.append("| `KUBECONFIG` | `cluster.kubeconfig` | As for kubectl: flag and settings file are stronger. |")
     return "\n".join([*parts, "| variable | setting | |", "| --- | --- | --- |", *rows, ""])
 
 

@@ -6,6 +6,7 @@ A source's value is checked here and becomes an option of mitmproxy (`option_val
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from ipaddress import ip_address, ip_network
@@ -146,7 +147,17 @@ def _is_prefix(text: str) -> bool:
     return "/" in text
 
 
-_FORMS: dict[str, Callable[[str], bool]] = {"zone": zone_is_valid, "address": _is_address, "prefix": _is_prefix}
+def _is_link_name(text: str) -> bool:
+    """As Linux has it (dev_valid_name); IFNAMSIZ is 16, with a NUL."""
+    return text not in (".", "..") and 0 < len(text.encode()) < 16 and not re.search(r"[\s/:]", text)
+
+
+_FORMS: dict[str, Callable[[str], bool]] = {
+    "zone": zone_is_valid,
+    "address": _is_address,
+    "prefix": _is_prefix,
+    "link": _is_link_name,
+}
 _SINGULAR = {"prefix": "a prefix such as 10.8.0.0/24"}
 
 

@@ -37,7 +37,7 @@ class Setting:
     most: float | None = None
     choices: tuple[str, ...] = ()
     takes: str = ""
-    form: Literal["", "zone", "address", "prefix"] = ""
+    form: Literal["", "zone", "address", "prefix", "link"] = ""
     live: bool = True
 
     def of(self, settings: Settings) -> Any:
@@ -237,7 +237,10 @@ class DnsInterfaceSettings:
         None, "Address of the DNS server's interface; none: the first of the first free range, 10.8.0.1.",
         env="KTUN_VIRTUAL_IP", flag="--virtual-ip", takes="an IP address", form="address", live=False,
     )  # fmt: skip
-    name: str = _setting("kube-dns0", "Name of the DNS server's interface.", env="KTUN_VIRTUAL_NAME", live=False)
+    name: str = _setting(
+        "kube-dns0", "Name of the DNS server's interface.", env="KTUN_VIRTUAL_NAME",
+        takes="an interface's name of 1 to 15 bytes", form="link", live=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +251,10 @@ class ProxyInterfaceSettings:
         None, "Address of the proxy's interface; none: the second of the first free range, 10.8.0.2.",
         env="KTUN_PF_VIRTUAL_IP", takes="an IP address", form="address", live=False,
     )  # fmt: skip
-    name: str = _setting("kube-proxy0", "Name of the proxy's interface.", env="KTUN_PF_VIRTUAL_NAME", live=False)
+    name: str = _setting(
+        "kube-proxy0", "Name of the proxy's interface.", env="KTUN_PF_VIRTUAL_NAME",
+        takes="an interface's name of 1 to 15 bytes", form="link", live=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
