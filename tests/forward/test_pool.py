@@ -17,7 +17,6 @@ from kubetunnel.forward.lane import UPLOAD_BYTES
 from kubetunnel.forward.liveness import UPLOAD_DEATH_S
 from kubetunnel.forward.pool import PortForwards, _delay_s
 from kubetunnel.forward.silence import Silences
-from kubetunnel.forward.spdy import SpdyConnection
 from kubetunnel.forward.upstream import LINGER_S, Upstream
 from tests.forward.apiserver import ALL, DEAF, DEAF_BYTES, ECHO, FLOODS, V4, Access, ApiServer
 from tests.forward.test_streams import Recorder, to, until
@@ -371,18 +370,21 @@ async def test_an_upload_that_was_closed_has_the_time_that_its_pod_takes(
     await until(lambda: not forwards.upstreams())
 
 
-async def test_a_stream_that_is_refused_by_its_upstream_asks_nothing_of_it(
-    api: ApiServer, forwards: PortForwards, monkeypatch: pytest.MonkeyPatch
+async def test_who_comes_first_to_an_upstream_that_is_silent_is_among_those_that_are_told(
+    api: ApiServer, forwards: PortForwards
 ) -> None:
-    """Nothing was sent, so silence after it is no sign of a dead peer."""
     streams = await opened(forwards)
     (upstream,) = forwards._of_upstream
-    monkeypatch.setattr(SpdyConnection, "can_open", False)  # as after a GOAWAY
     await until(lambda: upstream._liveness.asked_at is None)
-    with pytest.raises(UpstreamReset, match="no new streams"):
-        upstream.open_stream(to(ECHO), asyncio.Protocol)
-    assert upstream._liveness.asked_at is None
-    await closed(streams)
+    api.sessions[0].silent = True
+    recorder = Recorder()
+    upstream.open_stream(to(ECHO), lambda: recorder)
+    upstream.fail_unheard(ClusterUnreachable("Nobody is there."))
+    failure = await recorder.lost
+    assert isinstance(failure, StreamFailed)
+    assert isinstance(failure.error, ClusterUnreachable)
+    streams[1].transport.abort()
+    await until(lambda: not forwards.upstreams())
 
 
 async def test_aclose_ends_streams_dials_and_waiters(api: ApiServer, access: Access) -> None:

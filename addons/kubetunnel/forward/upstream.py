@@ -94,9 +94,9 @@ class Upstream(UpgradedConnection):
         if self._close_reason:
             raise UpstreamReset(f"The connection to {target} was cut: {self._close_reason}.")
         protocol = protocol_factory()
+        self._ask()  # before the lane: it is one of those that came since the silence began (`fail_unheard`)
         stream = ForwardStream(self, target, self._loop)
         self._lanes[stream] = self._open_lane(stream)
-        self._ask()
         self.facts.streams += 1
         self.facts.streams_opened += 1
         stream.begin(protocol, writing_paused=self._writing_paused)
