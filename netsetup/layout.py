@@ -169,6 +169,11 @@ def _address_problems(wanted: Wanted) -> list[str]:
     return problems
 
 
+def link_name_is_valid(name: str) -> bool:
+    """What Linux takes (dev_valid_name), without what a shell or a path would read otherwise."""
+    return re.fullmatch(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{MAX_LINK_NAME_CHARS - 1}}}", name) is not None
+
+
 def _name_problems(wanted: Wanted) -> list[str]:
     problems = [f"{zone!r} is not a DNS zone." for zone in wanted.zones if not zone_is_valid(zone)]
     if not wanted.zones:
@@ -178,7 +183,7 @@ def _name_problems(wanted: Wanted) -> list[str]:
     problems += [
         f"{name!r} is not a link's name: 1-{MAX_LINK_NAME_CHARS} letters, digits, '.', '_', '-'."
         for name in (wanted.dns_link, wanted.proxy_link)
-        if not re.fullmatch(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{MAX_LINK_NAME_CHARS - 1}}}", name)
+        if not link_name_is_valid(name)
     ]
     if wanted.dns_link == wanted.proxy_link:
         problems.append(f"The two links have the same name, {wanted.dns_link}.")

@@ -153,7 +153,10 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         ("[" * 5000, "cannot be read"),
         ("retry: &a {x: *a}", "retry.x: there is no such setting"),
         ("#" * (1 << 20) + "\nretry: {max: 1}", "is longer than"),
-        ("network: {dns_interface: {name: a b}}", "name: 'a b' is not an interface's name of 1 to 15 bytes$"),
+        (
+            "network: {dns_interface: {name: a b}}",
+            "name: 'a b' is not an interface's name, 1-15 letters, digits, '.', '_', '-'$",
+        ),
         ("network: {proxy_interface: {name: kube-proxy-of-us}}", "name: 'kube-proxy-of-us' is not an interface's name"),
         ("network: {proxy_interface: {name: ''}}", "name: '' is not an interface's name"),
         ("log: {level: loud}", "log.level: 'loud' is none of debug, info, warn, error, quiet$"),

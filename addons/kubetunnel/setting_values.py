@@ -6,7 +6,6 @@ A source's value is checked here and becomes an option of mitmproxy (`option_val
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from ipaddress import ip_address, ip_network
@@ -17,6 +16,7 @@ from kubetunnel.core.names import zone_is_valid
 from kubetunnel.core.settings import Setting, Settings, ZoneSettings, every_setting
 from kubetunnel.forward_specs import parse_entry
 from kubetunnel.service_specs import parse_services, spec_of
+from netsetup.layout import link_name_is_valid
 
 type OptionValue = str | int | bool | list[str] | None
 
@@ -147,16 +147,11 @@ def _is_prefix(text: str) -> bool:
     return "/" in text
 
 
-def _is_link_name(text: str) -> bool:
-    """As Linux has it (dev_valid_name); IFNAMSIZ is 16, with a NUL."""
-    return text not in (".", "..") and 0 < len(text.encode()) < 16 and not re.search(r"[\s/:]", text)
-
-
 _FORMS: dict[str, Callable[[str], bool]] = {
     "zone": zone_is_valid,
     "address": _is_address,
     "prefix": _is_prefix,
-    "link": _is_link_name,
+    "link": link_name_is_valid,
 }
 _SINGULAR = {"prefix": "a prefix such as 10.8.0.0/24"}
 

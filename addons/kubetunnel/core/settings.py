@@ -239,7 +239,7 @@ class DnsInterfaceSettings:
     )  # fmt: skip
     name: str = _setting(
         "kube-dns0", "Name of the DNS server's interface.", env="KTUN_VIRTUAL_NAME",
-        takes="an interface's name of 1 to 15 bytes", form="link", live=False,
+        takes="an interface's name, 1-15 letters, digits, '.', '_', '-'", form="link", live=False,
     )  # fmt: skip
 
 
@@ -253,7 +253,7 @@ class ProxyInterfaceSettings:
     )  # fmt: skip
     name: str = _setting(
         "kube-proxy0", "Name of the proxy's interface.", env="KTUN_PF_VIRTUAL_NAME",
-        takes="an interface's name of 1 to 15 bytes", form="link", live=False,
+        takes="an interface's name, 1-15 letters, digits, '.', '_', '-'", form="link", live=False,
     )  # fmt: skip
 
 
