@@ -15,6 +15,7 @@ from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout,
 from kubetunnel.forward.errors import DialTimeout, StreamFailed
 from kubetunnel.forward.lane import UPLOAD_BYTES
 from kubetunnel.forward.liveness import UPLOAD_DEATH_S
+from kubetunnel.forward.pod_forward import PodForward
 from kubetunnel.forward.pool import PortForwards, _delay_s
 from kubetunnel.forward.silence import Silences
 from kubetunnel.forward.upstream import LINGER_S, Upstream
@@ -337,6 +338,24 @@ async def test_a_defect_in_one_upstream_does_not_end_the_care_for_the_others(
     assert "failed unexpectedly" in caplog.text
     for one in streams:
         await closed(one)
+
+
+async def test_a_defect_in_one_forward_does_not_end_the_care_for_the_others(
+    api: ApiServer, forwards: PortForwards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await closed(await opened(forwards))
+    ticked: list[PodForward] = []
+
+    def tick(pod: PodForward, now: float) -> None:
+        ticked.append(pod)
+        if len(ticked) == 1:
+            raise ValueError
+
+    forwards._pod("shop", "another")
+    monkeypatch.setattr(PodForward, "tick", tick)
+    forwards._look_at_all(asyncio.get_running_loop().time())
+    assert len(set(ticked)) == 2
+    assert "failed unexpectedly" in caplog.text
 
 
 async def test_a_stream_that_does_not_end_is_cut(api: ApiServer, forwards: PortForwards) -> None:

@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from kubetunnel.cluster.access import ClusterAccess
 from kubetunnel.core.backoff import Backoff
@@ -279,17 +280,20 @@ class PortForwards:
 
     def _look_at_all(self, now: float) -> None:
         for upstream, pod in list(self._of_upstream.items()):
-            self._look_at(upstream, pod, now)
+            self._supervised(partial(self._look_at, upstream, pod, now), f"upstream {upstream.facts}")
         for key, pod in list(self._pods.items()):
-            pod.tick(now)
+            self._supervised(partial(pod.tick, now), f"the forward to {'/'.join(key)}")
             if pod.policy.empty and not pod.carries:
                 pod.books.change("closed", "nobody uses it")
                 del self._pods[key]
 
     def _look_at(self, upstream: Upstream, pod: PodForward, now: float) -> None:
-        """Supervision point: a fault of ours in one upstream must not end the care for the others."""
+        upstream.look(now)
+        pod.changed(upstream)
+
+    def _supervised(self, look: Callable[[], None], what: str) -> None:
+        """Supervision point: a fault of ours in one upstream or forward must not end the care for the others."""
         try:
-            upstream.look(now)
-            pod.changed(upstream)
+            look()
         except Exception:
-            logger.exception("Looking after upstream %s failed unexpectedly", upstream.facts)
+            logger.exception("Looking after %s failed unexpectedly", what)
