@@ -14,7 +14,7 @@ from kubetunnel.cluster.reach import LEAST_PATIENCE_S, LEAST_S
 from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError, Timeout, UpstreamReset
 from kubetunnel.forward.errors import DialTimeout, StreamFailed
 from kubetunnel.forward.lane import UPLOAD_BYTES
-from kubetunnel.forward.liveness import UPLOAD_DEATH_S
+from kubetunnel.forward.liveness import DEATH_S, UPLOAD_DEATH_S
 from kubetunnel.forward.pod_forward import PodForward
 from kubetunnel.forward.pool import PortForwards, _delay_s
 from kubetunnel.forward.silence import Silences
@@ -155,6 +155,17 @@ async def test_draining_keeps_what_runs_and_takes_nothing_new(api: ApiServer, fo
     await closed(running)
     await until(lambda: len(api.sessions) == 1)
     await closed(other)
+
+
+async def test_who_waits_for_a_pod_that_ended_in_silence_is_told_soon(api: ApiServer, forwards: PortForwards) -> None:
+    reader, writer = await opened(forwards)
+    api.sessions[0].silent = True
+    writer.write(b"a question")
+    forwards.drain("shop", "web")
+    async with asyncio.timeout(DEATH_S - 2):
+        with pytest.raises(StreamFailed, match="on new connections only"):
+            await reader.read()
+    writer.close()
 
 
 async def test_idle_upstreams_are_reaped(api: ApiServer, forwards: PortForwards) -> None:

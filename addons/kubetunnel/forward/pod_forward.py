@@ -134,6 +134,7 @@ class PodForward:
         self._draining = bool(self._keys)
         for upstream in self._keys:
             upstream.drain("its pod ends")
+            upstream.doubt()  # its node, or its runtime's end of the connection, may have gone with the pod
         if self._draining:
             self.books.change("draining", "its pod ends")
         self._do(self.policy.drain(self._loop.time()))
