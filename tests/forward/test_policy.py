@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -95,6 +97,24 @@ def test_draining() -> None:
     assert pod.drain(1) == [Close(2, "draining")]
     assert pod.want(3, 80, 1) == [Dial(3, 3, 1)]
     assert pod.ended(1, 2) == [Close(1, "draining")]
+
+
+def test_who_waits_when_the_pod_ends_gets_nothing_of_it() -> None:
+    pod = policy()
+    waiters = itertools.count(1)
+    for _ in range(17):
+        pod.want(next(waiters), 80, 0, shared=True)
+    pod.dialled(1, 0)
+    for _ in range(3):
+        pod.want(next(waiters), 80, 0)
+    pod.dial_failed(2, 0)
+    for _ in range(10):
+        pod.want(next(waiters), 80, 0, shared=True)
+    pod.dial_failed(3, 0)
+    pod.dialled(4, 0)
+    assert len(pod._upstreams) == 2
+    assert pod._waiters
+    assert not any(isinstance(action, Assign) for action in pod.drain(0))
 
 
 def test_an_overdue_dial_is_a_spare_that_nobody_waits_for() -> None:

@@ -10,9 +10,9 @@ import asyncio
 
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.forward.errors import stream_error
-from kubetunnel.forward.lane import Lane, Owner, UpstreamFacts
+from kubetunnel.forward.lane import Lane, UpstreamFacts
 from kubetunnel.forward.stream import Bytes, ForwardStream
-from kubetunnel.forward.upstream import Upstream
+from kubetunnel.forward.upstream import Owner, Upstream
 from kubetunnel.forward.websocket import WebSocketFrames
 
 DATA_CHANNEL, ERROR_CHANNEL = 0, 1

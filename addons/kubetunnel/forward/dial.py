@@ -24,11 +24,11 @@ from kubetunnel.core.errors import (
 )
 from kubetunnel.forward.channel_upstream import ChannelUpstream
 from kubetunnel.forward.errors import DialTimeout
-from kubetunnel.forward.lane import Owner, UpstreamFacts
+from kubetunnel.forward.lane import UpstreamFacts
 from kubetunnel.forward.negotiation import CHANNEL, SPDY, TUNNEL, Meaning, Memory, Verdict, Way, judge
 from kubetunnel.forward.spdy_upstream import SpdyUpstream
 from kubetunnel.forward.upgrade import HeaderList, Offer, Refusal, UpgradeConnection, spdy_offer, websocket_offer
-from kubetunnel.forward.upstream import Upstream
+from kubetunnel.forward.upstream import Owner, Upstream
 from kubetunnel.forward.websocket import WebSocketFrames
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,10 @@
-"""The books of an upstream: what is known of it, of each of its streams, and who is told of changes."""
+"""The books of an upstream: what is known of it, and of each of its streams."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 from kubetunnel.forward.stream import ForwardStream
-
-if TYPE_CHECKING:
-    from kubetunnel.forward.upstream import Upstream
 
 UPLOAD_BYTES = 64 * 1024  # sockets between us and a pod hold at least this much without the pod reading
 BULK_BYTES = 128 * 1024  # of one answer: beyond it the copying costs more than the exchange
@@ -36,15 +32,6 @@ class UpstreamFacts:
 
     def __str__(self) -> str:
         return f"{self.number} to {self.namespace}/{self.pod}"
-
-
-class Owner(Protocol):
-    """Who is told of an upstream's changes: the pool."""
-
-    def stream_ended(self, upstream: Upstream) -> None: ...
-    def upstream_changed(self, upstream: Upstream) -> None: ...
-    def upstream_silent(self, upstream: Upstream) -> None: ...
-    def upstream_lost(self, upstream: Upstream, reason: str) -> None: ...
 
 
 @dataclass(slots=True, eq=False)

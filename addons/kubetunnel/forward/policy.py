@@ -182,11 +182,11 @@ class PodPolicy:
 
     def drain(self, now: float) -> list[Action]:
         """The pod ends: what is open runs to its end, and carries nothing new."""
-        actions: list[Action] = []
         self._spare_wanted = False
-        for key, place in list(self._upstreams.items()):
-            actions += self.changed(key, now, stalled=place.stalled, draining=True, crowded=place.crowded)
-        return actions
+        for place in self._upstreams.values():  # all of them before anybody is given one
+            place.draining = True
+        useless = [action for key, place in list(self._upstreams.items()) for action in self._close_useless(key, place)]
+        return useless + self._balance(now)
 
     def tick(self, now: float) -> list[Action]:
         """Once a second: what nobody used for the idle timeout is closed, an old failure forgotten, a spare dialled."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from kubetunnel.core.errors import KubeTunnelError, UpstreamReset
 from kubetunnel.forward.errors import pod_is_gone, stream_error
-from kubetunnel.forward.lane import Lane, Owner, UpstreamFacts
+from kubetunnel.forward.lane import Lane, UpstreamFacts
 from kubetunnel.forward.spdy import (
     REFUSED_STREAM,
     DataSeen,
@@ -27,7 +27,7 @@ from kubetunnel.forward.spdy import (
 )
 from kubetunnel.forward.stream import Bytes, ForwardStream
 from kubetunnel.forward.upgraded import BATCH_BYTES
-from kubetunnel.forward.upstream import Upstream
+from kubetunnel.forward.upstream import Owner, Upstream
 from kubetunnel.forward.websocket import WebSocketFrames
 
 MAX_ERROR_BYTES = 8 * 1024  # of a text; what comes after it is left out

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import KubeTunnelError, UpstreamReset
-from kubetunnel.forward.lane import BULK_BYTES, UPLOAD_BYTES, Lane, Owner, UpstreamFacts
+from kubetunnel.forward.lane import BULK_BYTES, UPLOAD_BYTES, Lane, UpstreamFacts
 from kubetunnel.forward.liveness import UPLOAD_DEATH_S
 from kubetunnel.forward.neighbours import any_heavy, anyone_waits, stopped
 from kubetunnel.forward.stream import Bytes, ForwardStream
@@ -24,6 +24,15 @@ STOPPED_S = 2.0  # then a neighbour that waits gets its answer at the cost of th
 QUIET_S = 1.0  # of an upstream on which nothing came for so long a ping asks, with the next bytes, whether it lives
 LINGER_BYTES = 256 * 1024  # of an abandoned stream, before its upstream is closed to stop the download
 LINGER_S = 5.0  # the runtimes end a stream 1 s after our FIN, once the pod has taken what came before it
+
+
+class Owner(Protocol):
+    """Who is told of an upstream's changes: the pool."""
+
+    def stream_ended(self, upstream: Upstream) -> None: ...
+    def upstream_changed(self, upstream: Upstream) -> None: ...
+    def upstream_silent(self, upstream: Upstream) -> None: ...
+    def upstream_lost(self, upstream: Upstream, reason: str) -> None: ...
 
 
 class Upstream(UpgradedConnection):
