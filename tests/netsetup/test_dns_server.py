@@ -288,12 +288,14 @@ class TestListening:
     async def test_beside_a_responder_of_mdns(self, shop: Shop) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as responder:
             responder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            responder.bind(("", 0))
-            server = DnsServer(shop, host="127.0.0.1", port=responder.getsockname()[1])
+            with socket.create_server(("127.0.0.1", 0)) as free:  # for TCP: one that is free for UDP alone will not do
+                port = free.getsockname()[1]
+                responder.bind(("", port))
+            server = DnsServer(shop, host="127.0.0.1", port=port)
             await server.start()
             try:
                 assert (await ask(server, f"api.{SHOP}")).status == "NOERROR"
-                second = DnsServer(shop, host="127.0.0.1", port=responder.getsockname()[1])
+                second = DnsServer(shop, host="127.0.0.1", port=port)
                 with pytest.raises(DnsPortUnavailable):
                     await second.start()
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
