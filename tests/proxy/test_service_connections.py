@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mitmproxy.connection import ConnectionState, Server
 from kubetunnel.core.settings import PoolSettings
 from kubetunnel.proxy.service_connections import NoRoom, ServiceConnections
 from kubetunnel.sim.cluster import SimCluster
-from tests.proxy.loopback import connect
+from tests.proxy.loopback import connect, received, socks5
 from tests.tunnel import Answer, Tunnel
 
 API, WEB = "api.shop.svc.cluster.local", "web.shop.svc.cluster.local"
@@ -145,6 +145,13 @@ async def test_nobody_waits_for_ever() -> None:
         pass
 
 
+async def test_what_a_client_opened_itself_has_room_at_any_time() -> None:
+    connections = ServiceConnections(lambda: limits(max_connections_per_service=1))
+    async with connections.room(API, None), connections.room(API, None), connections.room(API, 0.01):
+        assert connections.in_use == 3
+    assert connections.in_use == 0
+
+
 async def test_what_is_kept_for_nobody_makes_room() -> None:
     kept = Kept(limits(max_connections_per_service=1))
     async with AsyncExitStack() as first:
@@ -209,3 +216,20 @@ async def test_one_client_too_many_is_told_so_and_idle_ones_make_room(
     )
     again = await asyncio.to_thread(tunnel.get, "echo.demo", timeout_s=20)
     assert again.status == 200, "the client that streamed has left"
+
+
+async def test_raw_connections_have_no_bound_but_their_clients(
+    sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = ["--set", "kube_pool_max_connections_per_service=1", "--set", "kube_response_header_timeout=1s"]
+    tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
+
+    def ask() -> Answer:
+        with ExitStack() as open_at_once:
+            for number in range(5):
+                client = open_at_once.enter_context(socks5(tunnel.port, "echo.demo", 7))
+                client.sendall(b"%d" % number)
+                assert received(client, 1) == b"%d" % number
+            return tunnel.get("echo.demo")
+
+    assert (await asyncio.to_thread(ask)).status == 200

@@ -177,8 +177,9 @@ class PoolSettings:
     """Connections to pods, of all clients together."""
 
     max_connections_per_service: int = _setting(
-        100, "Connections to one Service at once, raw ones too. What is beyond them waits for "
-        "http.response_header_timeout, and is refused then.", env="KTUN_MAX_CONNS_HOST", least=1, most=100_000,
+        100, "Connections to one Service at once for HTTP; a request beyond them waits for "
+        "http.response_header_timeout, and is refused then. Raw connections, and those of CONNECT and SOCKS5, have no "
+        "bound but their clients'.", env="KTUN_MAX_CONNS_HOST", least=1, most=100_000,
     )  # fmt: skip
     max_idle: int = _setting(
         200, "Unused connections that are kept for later requests; the longest unused go first.", env="KTUN_MAX_IDLE",

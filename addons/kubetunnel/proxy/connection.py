@@ -11,7 +11,7 @@ from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 
 from kubetunnel.core.first_bytes import Protocol, recognise
-from kubetunnel.proxy.destination import needs_pod
+from kubetunnel.proxy.destination import OpenForClient, needs_pod
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
 
 # for a client on this machine to send its first bytes; what a server that speaks first is late by
@@ -53,7 +53,7 @@ class KubeConnection(layer.Layer):
             yield from self._open()
 
     def _open(self) -> layer.CommandGenerator[None]:
-        yield commands.OpenConnection(self.context.server)
+        yield OpenForClient(self.context.server)
         yield from self._hand_on()
 
     def _hand_on(self) -> layer.CommandGenerator[None]:

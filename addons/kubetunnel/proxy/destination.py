@@ -12,7 +12,11 @@ from kubetunnel.core.errors import KubeTunnelError, UpstreamProtocol
 from kubetunnel.proxy.http.failures import Failures
 
 
-class OpenUntilConnected(commands.OpenConnection):
+class OpenForClient(commands.OpenConnection):
+    """Opens an upstream that its client asked for itself, one for one: the bounds of what HTTP opens do not hold."""
+
+
+class OpenUntilConnected(OpenForClient):
     """Opens an upstream whose client is told whether it is connected: it completes when the pod's port has taken it."""
 
 
@@ -32,7 +36,7 @@ def open_asked_for(context: Context, failures: Failures) -> layer.CommandGenerat
 
 
 def open_destination(
-    context: Context, failures: Failures, *, command: type[commands.OpenConnection] = commands.OpenConnection
+    context: Context, failures: Failures, *, command: type[OpenForClient] = OpenForClient
 ) -> layer.CommandGenerator[KubeTunnelError | None]:
     """Opens `context.server`, whose address is set. Part of a layer: `error = yield from open_destination(…)`.
 

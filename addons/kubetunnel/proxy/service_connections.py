@@ -1,7 +1,8 @@
 """How many connections there are to one Service, over all clients, and which of them serve nobody.
 
 Each client keeps its own upstreams for its next requests (`http/pool.py`). The sum is bounded here: what is kept too
-much is closed, the longest unused first, and so is what is kept by one client while another waits for room.
+much is closed, the longest unused first, and so is what is kept by one client while another waits for room. What a
+client opened itself (raw, CONNECT, SOCKS5) has no such bound: the client knows how many it needs.
 """
 
 from __future__ import annotations
@@ -37,20 +38,29 @@ class ServiceConnections:
 
     def __init__(self, limits: Callable[[], PoolSettings] = PoolSettings) -> None:
         self._limits = limits
-        self._open: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()  # the bounded ones
+        self._held = 0  # all
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._known: dict[Connection, _Known] = {}
         self._idle: dict[Connection, str] = {}  # the longest unused first; of which Service
         self._idle_of: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def room(self, service: str, wait_s: float) -> AsyncIterator[None]:
-        """Room for one connection; to be held for as long as there is one. Raises NoRoom where there is none."""
-        await self._enter(service, wait_s)
+    async def room(self, service: str, wait_s: float | None) -> AsyncIterator[None]:
+        """Room for one connection; to be held for as long as there is one. Raises NoRoom where there is none.
+
+        Args:
+            wait_s: None for one that its client asked for, which has room at any time.
+        """
+        if wait_s is not None:
+            await self._enter(service, wait_s)
+        self._held += 1
         try:
             yield
         finally:
-            self._leave(service)
+            self._held -= 1
+            if wait_s is not None:
+                self._leave(service)
 
     async def _enter(self, service: str, wait_s: float) -> None:
         self._admit(service)  # the limit may be higher by now
@@ -100,7 +110,7 @@ class ServiceConnections:
     @property
     def in_use(self) -> int:
         """Those that serve somebody, or are being opened."""
-        return sum(self._open.values()) - len(self._idle)
+        return self._held - len(self._idle)
 
     # those that are kept
 

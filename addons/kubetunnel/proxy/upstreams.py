@@ -27,7 +27,7 @@ from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http
 from kubetunnel.proxy import untraced
 from kubetunnel.proxy.attempts import Attempts
-from kubetunnel.proxy.destination import OpenUntilConnected
+from kubetunnel.proxy.destination import OpenForClient, OpenUntilConnected
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.reading import PausableReaders
 from kubetunnel.proxy.mode import KubeMode
@@ -203,7 +203,7 @@ class Upstreams:
         name = await self._router.parse(self.virtual.host(address[0]))
         destination = await self._router.find(name, request)
         connection.address = destination.address
-        wait_s = self._router.settings.http.response_header_timeout_s
+        wait_s = None if isinstance(command, OpenForClient) else self._router.settings.http.response_header_timeout_s
         await held.enter_async_context(self.connections.room(destination.service, wait_s))
         if not destination.spoken.tls:  # with TLS, ALPN tells
             version = await self._router.http_version(destination, client_http2=client.alpn == b"h2")
