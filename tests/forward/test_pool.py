@@ -417,6 +417,25 @@ async def test_who_comes_first_to_an_upstream_that_is_silent_is_among_those_that
     await until(lambda: not forwards.upstreams())
 
 
+async def test_a_dial_that_began_before_the_question_proves_no_death(api: ApiServer, forwards: PortForwards) -> None:
+    reader, writer = await opened(forwards)
+    (upstream,) = forwards._of_upstream
+    await until(lambda: upstream._liveness.asked_at is None)
+    (forward,) = forwards._pods.values()
+    api.sessions[0].silent = True
+    api.fault = "hang"  # for the dial that is to tell
+    before = asyncio.get_running_loop().time()
+    upstream.open_stream(to(ECHO), Recorder)
+    await until(lambda: upstream.unanswered)
+    forward._bury(before - 1)  # on a busy machine one that took its time
+    assert not upstream.silent
+    forward._bury(asyncio.get_running_loop().time())
+    assert upstream.silent
+    with pytest.raises(StreamFailed, match="on new connections only"):
+        await reader.read()
+    writer.close()
+
+
 async def test_aclose_ends_streams_dials_and_waiters(api: ApiServer, access: Access) -> None:
     forwards = PortForwards(access)
     reader, _ = await opened(forwards)

@@ -213,46 +213,47 @@ class PodForward:
         if not self._open and self.books.state != "broken":
             self.books.change("opening", "a stream is wanted")
         self.books.dialling()
-        started = self._loop.time()
+        started = max(not_before, self._loop.time())
         try:
-            await asyncio.sleep(max(0.0, not_before - started))
+            await asyncio.sleep(started - self._loop.time())
             upstream = await self._pool.dial(target)
         except KubeTunnelError as error:
             logger.debug("No upstream to %s/%s: %s", target.namespace, target.pod, error.detail)
-            self._dial_failed(key, error)
+            self._dial_failed(key, error, started)
         except Exception:  # supervision point: a fault of ours must not leave a waiter waiting
             logger.exception("Dialling %s failed unexpectedly", target)
             unexpected = UpstreamProtocol(f"The port-forward to {target} failed in the tunnel itself; see its log.")
-            self._dial_failed(key, unexpected)
+            self._dial_failed(key, unexpected, started)
         else:
             kind = "a spare, " if spare else ""
-            self._dialled(key, upstream, f"{kind}{upstream.facts.protocol}, {self._loop.time() - started:.3f} s")
+            how = f"{kind}{upstream.facts.protocol}, {self._loop.time() - started:.3f} s"
+            self._dialled(key, upstream, started, how)
 
-    def _dial_failed(self, key: int, error: KubeTunnelError) -> None:
+    def _dial_failed(self, key: int, error: KubeTunnelError, started: float) -> None:
         self.books.dial_failed(error.detail)
         if self._stuck:
             self.books.change("broken", error.detail)
         self._do(self.policy.dial_failed(key, self._loop.time()), error)
         if isinstance(error, _ANSWERS):
-            self._bury()
+            self._bury(started)
         elif isinstance(error, ClusterUnreachable | Timeout):
             nowhere = error if isinstance(error, ClusterUnreachable) else UpstreamReset(error.detail)
-            for upstream in [upstream for upstream in self._keys if upstream.unanswered]:
+            for upstream in [upstream for upstream in self._keys if upstream.unanswered_since(started)]:
                 upstream.fail_unheard(nowhere)
 
-    def _dialled(self, key: int, upstream: Upstream, how: str) -> None:
+    def _dialled(self, key: int, upstream: Upstream, started: float, how: str) -> None:
         self._upstreams[key] = upstream
         self._keys[upstream] = key
         self._open.add(upstream)
         self._draining = False
-        self._bury()
+        self._bury(started)
         self._pool.adopt(upstream, self)  # not before: it is no part of the doubts that the dead ones raise
         self.books.protocol = upstream.facts.protocol
         self.books.change("ready", how)
         port = upstream.port if isinstance(upstream, ChannelUpstream) else None
         self._do(self.policy.dialled(key, self._loop.time(), port=port))
 
-    def _bury(self) -> None:
-        """The API server answers on a new connection: what it has not said on an old one by now, it never will."""
-        for upstream in [upstream for upstream in self._keys if upstream.unanswered]:
+    def _bury(self, started: float) -> None:
+        """The API server answers on a connection that was begun at `started`: what was asked before, it never will."""
+        for upstream in [upstream for upstream in self._keys if upstream.unanswered_since(started)]:
             upstream.found_dead("answers on new connections only: the one in use had died in silence")

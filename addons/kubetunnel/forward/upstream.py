@@ -82,6 +82,14 @@ class Upstream(UpgradedConnection):
         hears = not self._reading_paused and not self._uploading()
         return hears and not self._close_reason and self._liveness.unanswered(self._loop.time())
 
+    def unanswered_since(self, dialled_at: float) -> bool:
+        """As `unanswered`, and it was asked before that dial began.
+
+        Whatever the dial comes to is proof then: where all is slow, who was asked first answers first.
+        """
+        asked_at = self._liveness.asked_at
+        return self.unanswered and asked_at is not None and asked_at <= dialled_at
+
     @property
     def clients(self) -> int:
         """Streams that somebody still uses; a stream that was closed runs on for a moment."""
