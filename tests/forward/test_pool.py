@@ -520,6 +520,24 @@ async def test_a_slow_dial_is_there_for_the_next_open(api: ApiServer, access: Ac
     await forwards.aclose()
 
 
+async def test_nobody_is_given_up_while_others_get_theirs(api: ApiServer, access: Access) -> None:
+    patience_s = 2.0
+    forwards = PortForwards(access, open_timeout_s=patience_s)
+    api.speaks, api.fault = frozenset({V4}), "hang"
+    started = time.monotonic()
+    waiting = asyncio.create_task(forwards.open_connection(to(ECHO)))
+    await until(lambda: len(api.requests) > 0)
+    api.fault = ""
+    await asyncio.sleep(patience_s / 2)
+    others = await forwards.open_connection(to(DEAF))  # which a v4 connection is of no use to who waits
+    assert not waiting.done()
+    with pytest.raises(DialTimeout):
+        await waiting
+    assert time.monotonic() - started > 1.4 * patience_s
+    others[1].transport.abort()
+    await forwards.aclose()
+
+
 async def test_repeated_failures_cost_a_refusal_little(api: ApiServer, access: Access) -> None:
     """To connect and the backoff are to take less than an open waits: 1.5 s and 1.8 s with a server nearby."""
     assert max(_delay_s(failures) for failures in range(1, 50)) <= LEAST_PATIENCE_S - LEAST_S

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from kubetunnel.cluster.patience import first_done
+from kubetunnel.cluster.reach import LONGEST_PATIENCE_S
 from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import (
     ClusterUnreachable,
@@ -56,11 +58,13 @@ class PodForward:
         self._targets: dict[int, PodPort] = {}
         self._numbers = itertools.count(1)
         self._draining = False
+        self._dialled_at = -math.inf
 
     async def acquire(self, target: PodPort, give_up_at: float, *, shared: bool) -> Upstream:
         """An upstream with room for a stream, which is counted already: open it at once, or `release` it.
 
-        Raises TimeoutError at `give_up_at`, seconds of the loop's clock; later where credentials have to be obtained.
+        Raises TimeoutError at `give_up_at`, seconds of the loop's clock; later where credentials have to be obtained,
+        or as long as others get theirs meanwhile: then the node is there, and busy.
         """
         waiter = next(self._numbers)
         answer: asyncio.Future[Upstream] = self._loop.create_future()
@@ -69,13 +73,14 @@ class PodForward:
         overdue = False
         try:
             self._do(self.policy.want(waiter, target.port, self._loop.time(), shared=shared))
-            if await first_done({answer}, give_up_at - self._loop.time(), lambda: self._pool.obtaining):
-                return answer.result()
-            overdue = True
-            if self._stuck:
-                self.books.failed("a dial does not come to its end")
-                self.books.change("broken", "a dial does not come to its end")
-            raise TimeoutError  # noqa: TRY301 - what it leaves behind is the same
+            patience_s = give_up_at - (asked_at := self._loop.time())
+            while not await first_done({answer}, give_up_at - self._loop.time(), lambda: self._pool.obtaining):
+                give_up_at = min(self._dialled_at + patience_s, asked_at + LONGEST_PATIENCE_S)
+                overdue = give_up_at <= self._loop.time()
+                if overdue:
+                    self._note_overdue()
+                    raise TimeoutError  # noqa: TRY301 - what it leaves behind is the same
+            return answer.result()
         except (asyncio.CancelledError, TimeoutError):
             if answer.done() and not answer.cancelled() and answer.exception() is None:
                 self.release(answer.result())
@@ -83,6 +88,11 @@ class PodForward:
         finally:
             del self._waiters[waiter], self._targets[waiter]
             self._do(self.policy.give_up(waiter, self._loop.time(), overdue=overdue))
+
+    def _note_overdue(self) -> None:
+        if self._stuck:
+            self.books.failed("a dial does not come to its end")
+            self.books.change("broken", "a dial does not come to its end")
 
     def opened(self) -> None:
         """A stream was opened on what `acquire` gave."""
@@ -246,6 +256,7 @@ class PodForward:
         self._keys[upstream] = key
         self._open.add(upstream)
         self._draining = False
+        self._dialled_at = self._loop.time()
         self._bury(started)
         self._pool.adopt(upstream, self)  # not before: it is no part of the doubts that the dead ones raise
         self.books.protocol = upstream.facts.protocol
