@@ -6,9 +6,9 @@ While our own address stands in resolv.conf it is left out: a DNS server that as
 from __future__ import annotations
 
 from collections.abc import Collection
-from ipaddress import ip_address
 from pathlib import Path
 
+from kubetunnel.core.names import is_address
 from netsetup.resolv_conf import nameservers
 
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -39,12 +39,4 @@ def _servers(path: Path) -> tuple[str, ...]:
         content = path.read_bytes()
     except FileNotFoundError:
         return ()
-    return tuple(server for server in nameservers(content) if _is_address(server))
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
+    return tuple(server for server in nameservers(content) if is_address(server))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any, get_type_hints
 
 from kubetunnel.core.durations import EXPECTED, format_duration, format_number, parse_duration
-from kubetunnel.core.names import zone_is_valid
+from kubetunnel.core.names import is_address, zone_is_valid
 from kubetunnel.core.settings import Setting, Settings, ZoneSettings, every_setting
 from kubetunnel.forward_specs import parse_entry
 from kubetunnel.service_specs import parse_services, spec_of
@@ -131,14 +131,6 @@ def _zones(items: Sequence[str]) -> tuple[ZoneSettings, ...]:
     return tuple(zones)
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _is_prefix(text: str) -> bool:
     try:
         ip_network(text)
@@ -149,7 +141,7 @@ def _is_prefix(text: str) -> bool:
 
 _FORMS: dict[str, Callable[[str], bool]] = {
     "zone": zone_is_valid,
-    "address": _is_address,
+    "address": is_address,
     "prefix": _is_prefix,
     "link": link_name_is_valid,
 }

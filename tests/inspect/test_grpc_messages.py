@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubetunnel.inspect import grpc_messages
-from kubetunnel.inspect.grpc_messages import GrpcMessage, is_grpc, parse_messages
+from kubetunnel.inspect.grpc_messages import GrpcMessage, has_protobuf_messages, parse_messages
 
 
 def framed(data: bytes, flags: int = 0) -> bytes:
@@ -89,4 +89,4 @@ def test_messages_as_long_as_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_content_types(content_type: str, expected: bool) -> None:
-    assert is_grpc(content_type) is expected
+    assert has_protobuf_messages(content_type) is expected

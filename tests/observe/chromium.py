@@ -6,7 +6,6 @@ The protocol is the browser's own (Debian's package chromium), so no driver and 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import itertools
 import json
@@ -151,11 +150,6 @@ class Page:
     async def violations(self) -> list[str]:
         """Of the content security policy."""
         return list(await self.evaluate("window.violations"))
-
-    async def screenshot(self) -> bytes:
-        """As PNG."""
-        answer = await self.command("Page.captureScreenshot", format="png")
-        return base64.b64decode(answer["data"])
 
     async def aclose(self) -> None:
         self._reading.cancel()

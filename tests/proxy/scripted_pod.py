@@ -8,7 +8,6 @@ from typing import Literal
 
 from kubetunnel.sim.listener import reset
 
-LIMIT_BYTES = 1 << 20
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.alone
 CONNECTIONS = 1000
 AT_A_TIME = 40
 SETTLED_S = 45.0  # an unused upstream is closed after 30 s
-FDS_LEFT = 6  # a watch that is just being renewed, a spare
 GROWTH_BYTES = 24 << 20  # of a heap that has been through it once; 25 KiB a connection would show
 
 

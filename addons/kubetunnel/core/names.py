@@ -121,6 +121,15 @@ def parse_name(text: str, *, zones: Collection[str], default_namespace: str, sho
     return name
 
 
+def is_address(text: str) -> bool:
+    """Whether it is an IP address, without brackets."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def zone_is_valid(zone: str) -> bool:
     """Whether this can be a cluster's DNS zone: labels of RFC 1123, one trailing dot allowed."""
     labels = zone.removesuffix(".").lower().split(".")
@@ -143,7 +152,7 @@ def split_host_port(authority: str) -> tuple[str, int | None]:
         raise _not_a_name("A Host has no user name or password in it (RFC 9110 7.2).")
     if authority.startswith("["):
         host, bracket, rest = authority[1:].partition("]")
-        if not bracket or ":" not in host or not _is_address(host) or (rest and not rest.startswith(":")):
+        if not bracket or ":" not in host or not is_address(host) or (rest and not rest.startswith(":")):
             raise _not_a_name(f"{_quoted(authority)} is not an IPv6 address in brackets, with or without a port.")
         return host, _port(rest[1:], authority)
     host, _, port = authority.partition(":")
@@ -172,7 +181,7 @@ def _labels(text: str, zone: str) -> list[str]:
     """The labels of a well-formed name, lower-case. Only the first two may have the underscore of an SRV name."""
     if not text:
         raise _not_a_name(f"There is no name. Give one: SERVICE.NAMESPACE.svc.{zone}.")
-    if _is_address(text.removeprefix("[").removesuffix("]")):
+    if is_address(text.removeprefix("[").removesuffix("]")):
         raise _not_a_name(
             f"{_quoted(text)} is an address, not the name of a Service. Give the name, SERVICE.NAMESPACE.svc.{zone}, "
             "in the Host header or in the URL of a proxy request.",
@@ -242,14 +251,6 @@ def _undashed(label: str) -> IPv4Address | IPv6Address | None:
         except ValueError:
             continue
     return None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _port(text: str, authority: str) -> int | None:

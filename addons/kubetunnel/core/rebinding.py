@@ -13,10 +13,9 @@ Upgrade-Insecure-Requests (its standard, 3.2.1).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from ipaddress import ip_address
 
 from kubetunnel.core.errors import NotAServiceName
-from kubetunnel.core.names import split_host_port
+from kubetunnel.core.names import is_address, split_host_port
 
 _BROWSERS_FIELDS = ("accept-language", "origin", "referer", "upgrade-insecure-requests")
 _BROWSERS_PREFIX = "sec-fetch-"
@@ -54,17 +53,9 @@ def _bare(host: str) -> str:
 def _cannot_be_foreign(host: str, zones: Collection[str]) -> bool:
     """Nobody else can have this name: it has no dot, is an address, or in a cluster's zone. `svc` is no domain."""
     labels = host.split(".")
-    if len(labels) == 1 or labels[-1] == "svc" or _is_address(host):
+    if len(labels) == 1 or labels[-1] == "svc" or is_address(host.strip("[]")):
         return True
     return any(f".{host}".endswith(f".{zone.lower().removesuffix('.')}") for zone in zones)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True
 
 
 def _fits(host: str, pattern: str) -> bool:

@@ -28,12 +28,13 @@ from kubetunnel.core.errors import (
 )
 from kubetunnel.forward.direct_stream import DirectPod, DirectStream, no_answer, show
 from kubetunnel.forward.facts import ForwardBooks, ForwardFacts
+from kubetunnel.forward.pod_streams import PodStreams
 
 CONNECT_TIMEOUT_S = 3.5  # a lost SYN is sent again after 1 s and after 3 s (RFC 6298 2.1, 5.5)
 IDLE_TIMEOUT_S = 300.0  # the contract's pool.idle_timeout
 
 
-class DirectConnections:
+class DirectConnections(PodStreams):
     """TCP connections to the pods of one cluster.
 
     Args:
@@ -81,17 +82,6 @@ class DirectConnections:
         pod.books.streams_opened += 1
         pod.books.change("ready", "a connection is open")  # also after "draining": there is a pod of its name again
         return opened
-
-    async def open_connection(
-        self, target: PodPort, *, shared: bool = False
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """`open` with asyncio's streams, as `asyncio.open_connection`. Raises as `open`."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(loop=loop)
-        transport, protocol = await self.open(
-            target, lambda: asyncio.StreamReaderProtocol(reader, loop=loop), shared=shared
-        )
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def warm_up(self, target: PodPort) -> None:
         """Nothing can be done: a connection is its pod's at once, and no right is needed for it."""

@@ -43,25 +43,12 @@ class DirectPod:
             self.books.cut(str(error))
 
     def facts(self) -> ForwardFacts:
-        books = self.books
         counted = [connection.payload_bytes() for connection in self.connections]
-        return ForwardFacts(
-            namespace=books.namespace,
-            pod=books.pod,
-            state=books.state,
-            reason=books.reason,
-            since=books.since,
-            protocol=books.protocol,
+        return self.books.facts(
             upstreams=len(self.connections),
             streams=len(self.connections),
-            streams_opened=books.streams_opened,
-            bytes_sent=books.bytes_sent + sum(sent for sent, _ in counted),
-            bytes_received=books.bytes_received + sum(received for _, received in counted),
-            dials=books.dials,
-            retries=books.retries,
-            redials=books.redials,
-            last_error=books.last_error,
-            last_error_at=books.last_error_at,
+            bytes_sent=sum(sent for sent, _ in counted),
+            bytes_received=sum(received for _, received in counted),
         )
 
 

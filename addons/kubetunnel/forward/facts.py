@@ -70,6 +70,27 @@ class ForwardBooks:
     def __str__(self) -> str:
         return f"Forward to {self.namespace}/{self.pod}"
 
+    def facts(self, *, upstreams: int, streams: int, bytes_sent: int, bytes_received: int) -> ForwardFacts:
+        """A copy of what there is to know, with what is open now and the bytes of that."""
+        return ForwardFacts(
+            namespace=self.namespace,
+            pod=self.pod,
+            state=self.state,
+            reason=self.reason,
+            since=self.since,
+            protocol=self.protocol,
+            upstreams=upstreams,
+            streams=streams,
+            streams_opened=self.streams_opened,
+            bytes_sent=self.bytes_sent + bytes_sent,
+            bytes_received=self.bytes_received + bytes_received,
+            dials=self.dials,
+            retries=self.retries,
+            redials=self.redials,
+            last_error=self.last_error,
+            last_error_at=self.last_error_at,
+        )
+
     def change(self, state: State, reason: str) -> None:
         """The forward is in this state; a line is logged where it was in another."""
         if state == self.state:

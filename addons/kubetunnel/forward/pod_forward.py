@@ -170,24 +170,11 @@ class PodForward:
 
     def facts(self) -> ForwardFacts:
         """A copy of what there is to know."""
-        books = self.books
-        return ForwardFacts(
-            namespace=books.namespace,
-            pod=books.pod,
-            state=books.state,
-            reason=books.reason,
-            since=books.since,
-            protocol=books.protocol,
+        return self.books.facts(
             upstreams=len(self._open),
             streams=sum(upstream.facts.streams for upstream in self._open),
-            streams_opened=books.streams_opened,
-            bytes_sent=books.bytes_sent + sum(upstream.bytes_sent() for upstream in self._open),
-            bytes_received=books.bytes_received + sum(upstream.bytes_received() for upstream in self._open),
-            dials=books.dials,
-            retries=books.retries,
-            redials=books.redials,
-            last_error=books.last_error,
-            last_error_at=books.last_error_at,
+            bytes_sent=sum(upstream.bytes_sent() for upstream in self._open),
+            bytes_received=sum(upstream.bytes_received() for upstream in self._open),
         )
 
     def _do(self, actions: Iterable[Action], error: KubeTunnelError | None = None) -> None:

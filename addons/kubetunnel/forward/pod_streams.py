@@ -22,8 +22,13 @@ class PodStreams(Protocol):
     async def open_connection(
         self, target: PodPort, *, shared: bool = False
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """`open` with asyncio's streams."""
-        ...
+        """`open` with asyncio's streams, as `asyncio.open_connection`. Raises as `open`."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        transport, protocol = await self.open(
+            target, lambda: asyncio.StreamReaderProtocol(reader, loop=loop), shared=shared
+        )
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def warm_up(self, target: PodPort) -> None:
         """Do what can be done for a stream before it is opened; raises as `open` where none could be."""

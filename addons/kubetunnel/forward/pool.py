@@ -24,6 +24,7 @@ from kubetunnel.forward.facts import ForwardFacts
 from kubetunnel.forward.lane import UpstreamFacts
 from kubetunnel.forward.placement import MAX_UPSTREAMS
 from kubetunnel.forward.pod_forward import PodForward
+from kubetunnel.forward.pod_streams import PodStreams
 from kubetunnel.forward.policy import IDLE_TIMEOUT_S, SPARES, PodPolicy
 from kubetunnel.forward.silence import Silences
 from kubetunnel.forward.upstream import Upstream
@@ -41,7 +42,7 @@ def _delay_s(failures: int) -> float:
     return _BACKOFF.delay_s(failures - 1, random.random())  # noqa: S311  (jitter)
 
 
-class PortForwards:
+class PortForwards(PodStreams):
     """The port-forwards of one cluster.
 
     Args:
@@ -133,17 +134,6 @@ class PortForwards:
     def _patience_s(self, pod: PodForward) -> float:
         patience_s = self._access.reach.patience_s if self._open_timeout_s is None else self._open_timeout_s
         return OVERDUE_SHARE * patience_s if pod.policy.overdue else patience_s
-
-    async def open_connection(
-        self, target: PodPort, *, shared: bool = False
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """`open` with asyncio's streams, as `asyncio.open_connection`. Raises as `open`."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(loop=loop)
-        transport, protocol = await self.open(
-            target, lambda: asyncio.StreamReaderProtocol(reader, loop=loop), shared=shared
-        )
-        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     def open_streams(self, namespace: str, pod: str) -> int:
         """Streams to the pod that are open now."""

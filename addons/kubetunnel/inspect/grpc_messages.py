@@ -10,14 +10,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kubetunnel.core.media_types import media_type
+
 MAX_BODY_BYTES = 64 << 20  # of what is decompressed: a small bomb must not take the memory
 
 _PREFIX = struct.Struct(">BI")
 _COMPRESSED = 0x01
 _TRAILERS = 0x80
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # deflate is zlib's format, as in HTTP
-
-
 _MEDIA_TYPES = ("application/grpc", "application/grpc-web")
 
 
@@ -37,9 +37,9 @@ class GrpcMessage:
     missing_bytes: int = 0
 
 
-def is_grpc(content_type: str) -> bool:
+def has_protobuf_messages(content_type: str) -> bool:
     """gRPC and gRPC-Web with protobuf messages in binary."""
-    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("+")
+    kind, _, subtype = media_type(content_type).partition("+")
     return kind in _MEDIA_TYPES and subtype in ("", "proto")
 
 

@@ -14,7 +14,7 @@ from mitmproxy import http
 from mitmproxy.contentviews import Contentview, Metadata, SyntaxHighlight
 
 from kubetunnel.inspect.grpc_descriptors import GrpcMethod
-from kubetunnel.inspect.grpc_messages import GrpcMessage, is_grpc, parse_messages
+from kubetunnel.inspect.grpc_messages import GrpcMessage, has_protobuf_messages, parse_messages
 from kubetunnel.inspect.reflected import Descriptors
 
 MAX_SHOWN_MESSAGES = 1000
@@ -55,7 +55,7 @@ class GrpcView(Contentview):
 
 def _call(metadata: Metadata) -> http.HTTPFlow | None:
     flow = metadata.flow
-    if isinstance(flow, http.HTTPFlow) and is_grpc(flow.request.headers.get("content-type", "")):
+    if isinstance(flow, http.HTTPFlow) and has_protobuf_messages(flow.request.headers.get("content-type", "")):
         return flow
     return None
 

@@ -20,7 +20,7 @@ from mitmproxy import http
 
 from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol, UpstreamReset
 from kubetunnel.inspect.grpc_descriptors import DescriptorPool, DescriptorsError, GrpcMethod, read_descriptors
-from kubetunnel.inspect.grpc_messages import is_grpc
+from kubetunnel.inspect.grpc_messages import has_protobuf_messages
 from kubetunnel.inspect.grpc_reflection import NoReflectionError, fetch_file_descriptors
 from kubetunnel.inspect.pod_details import PodLookups
 from kubetunnel.proxy.http.events import OverdueCall
@@ -108,7 +108,7 @@ class Descriptors:
         if not (
             flow.live
             and self.reflection
-            and is_grpc(flow.request.headers.get("content-type", ""))
+            and has_protobuf_messages(flow.request.headers.get("content-type", ""))
             and self._is_watched()
         ):
             return

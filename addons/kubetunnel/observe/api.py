@@ -12,6 +12,7 @@ from typing import Any
 from mitmproxy import http
 
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.media_types import media_type
 from kubetunnel.local_ports import LocalPorts
 from kubetunnel.observe.documents import Documents
 from kubetunnel.observe.health_checks import HealthChecks
@@ -170,7 +171,7 @@ def _is_whole(port: Any) -> bool:
 
 def _body(request: http.Request, required: dict[str, type], optional: dict[str, type]) -> dict[str, Any]:
     """The members of a JSON object. Raises Refused: what is missing, or is not what it should be."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    if media_type(request.headers.get("content-type", "")) != "application/json":
         raise Refused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is to be application/json.", reason="UnsupportedMediaType"
         )

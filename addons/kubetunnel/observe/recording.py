@@ -90,7 +90,7 @@ class Recording:
         if not flow.live or response is None:
             return
         request = flow.request
-        grpc = request.is_http2 and is_grpc(request)
+        grpc = is_grpc(request)
         error = error_of_answer(response)
         reason = error.reason if error else ""
         service = self._service(flow, reason)

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from mitmproxy import http
 
 from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, Unauthenticated, UpstreamProtocol
+from kubetunnel.core.media_types import is_grpc_type
 
 ERROR_HEADER = "X-Kube-Tunnel-Error"
 _SERVER_ERRORS = 500  # and above (RFC 9110 section 15.6)
@@ -101,11 +102,6 @@ def credentials_wanted(request: http.Request) -> http.Response:
 def is_grpc(request: http.Request) -> bool:
     """Whether it is gRPC over HTTP/2; grpc-web and Connect are HTTP."""
     return request.is_http2 and is_grpc_type(request.headers.get("content-type", ""))
-
-
-def is_grpc_type(content_type: str) -> bool:
-    """Whether a message of this type is gRPC's, in HTTP/2."""
-    return content_type.partition(";")[0].partition("+")[0].strip() == "application/grpc"
 
 
 _SHOWN_BY = {

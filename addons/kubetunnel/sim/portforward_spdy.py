@@ -29,7 +29,7 @@ from kubetunnel.forward.spdy import (
     StreamReset,
 )
 from kubetunnel.sim.faults import Faults
-from kubetunnel.sim.runtime import Pod, PortForward
+from kubetunnel.sim.runtime import Inbox, Pod, PortForward
 from kubetunnel.sim.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -40,32 +40,14 @@ PING_FRAME_BYTES = 12
 _DATA_HEAD = struct.Struct(">II")
 
 
-class _Stream:
-    """One stream: io.Reader and io.Writer of the runtime."""
+class _Stream(Inbox):
+    """One stream: io.Reader and io.Writer of the runtime. It ends behind what came before: one worker does both."""
 
     def __init__(self, server: SpdyServer, stream_id: int, headers: dict[str, str]) -> None:
+        super().__init__()
         self.headers = headers
         self._server = server
         self._id = stream_id
-        self._inbox: asyncio.Queue[bytes] = asyncio.Queue()
-        self.ended = False
-
-    async def read(self) -> bytes:
-        if self.ended and self._inbox.empty():
-            return b""
-        data = await self._inbox.get()
-        self._inbox.task_done()
-        return data
-
-    async def hand_over(self, data: bytes) -> None:
-        """Give the reader one frame; returns when it was taken, never where nobody reads any more."""
-        self._inbox.put_nowait(data)
-        await self._inbox.join()
-
-    def end(self) -> None:
-        """The client sends no more. What came before was taken: one worker does both."""
-        self.ended = True
-        self._inbox.put_nowait(b"")
 
     async def write(self, data: bytes) -> None:
         await self._server.send_data(self._id, data)

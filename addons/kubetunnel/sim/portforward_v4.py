@@ -17,7 +17,7 @@ import struct
 from collections.abc import Sequence
 
 from kubetunnel.sim.faults import Faults
-from kubetunnel.sim.runtime import Pod, PortForward
+from kubetunnel.sim.runtime import Inbox, Pod, PortForward
 from kubetunnel.sim.wire import Frames, Wire
 
 logger = logging.getLogger(__name__)
@@ -26,38 +26,26 @@ V4, V4_BASE64 = "v4.channel.k8s.io", "v4.base64.channel.k8s.io"
 _PORT = struct.Struct("<H")
 
 
-class _Channel:
+class _Channel(Inbox):
     """One channel: io.Reader and io.Writer of the runtime. After `close` the client's data is dropped."""
 
     def __init__(self, server: V4Server, number: int) -> None:
+        super().__init__()
         self._server = server
         self._number = number
-        self._inbox: asyncio.Queue[bytes] = asyncio.Queue()
-        self._closed = False
-
-    async def read(self) -> bytes:
-        if self._closed and self._inbox.empty():
-            return b""
-        data = await self._inbox.get()
-        self._inbox.task_done()
-        return data
 
     async def hand_over(self, data: bytes) -> None:
         """Give the reader one frame; returns when it was taken or the channel is closed."""
-        if not self._closed and data:
-            self._inbox.put_nowait(data)
-            await self._inbox.join()
+        if not self.ended and data:
+            await super().hand_over(data)
 
     async def write(self, data: bytes) -> None:
         await self._server.send(self._number, data)
 
     async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            while not self._inbox.empty():  # a frame that is being handed over is dropped
-                self._inbox.get_nowait()
-                self._inbox.task_done()
-            self._inbox.put_nowait(b"")  # for a reader that waits
+        if not self.ended:
+            self.drop()
+            self.end()
 
 
 class V4Server:

@@ -48,6 +48,37 @@ class PodStream(Protocol):
     async def close(self) -> None: ...
 
 
+class Inbox:
+    """What the client sent on a stream, frame by frame: a frame is with its reader before the next one is taken."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._frames: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read(self) -> bytes:
+        if self.ended and self._frames.empty():
+            return b""
+        data = await self._frames.get()
+        self._frames.task_done()
+        return data
+
+    async def hand_over(self, data: bytes) -> None:
+        """Give the reader one frame; returns when it was taken, never where nobody reads any more."""
+        self._frames.put_nowait(data)
+        await self._frames.join()
+
+    def drop(self) -> None:
+        """Whoever hands something over need not wait: nobody will read it."""
+        while not self._frames.empty():
+            self._frames.get_nowait()
+            self._frames.task_done()
+
+    def end(self) -> None:
+        """No more comes; a reader that waits is told."""
+        self.ended = True
+        self._frames.put_nowait(b"")
+
+
 class _DialError(Exception):
     pass
 

@@ -22,11 +22,12 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http2 import Http2Server, StreamState, format_h2_response_headers
 
+from kubetunnel.core.media_types import is_grpc_type
 from kubetunnel.proxy.http.events import InformationalResponse, UpstreamFailed, never
 from kubetunnel.proxy.http.h1_message import as_http2_response
 from kubetunnel.proxy.http.h2_connection import KubeHttp2Connection
 from kubetunnel.proxy.http.h2_library import is_connect
-from kubetunnel.proxy.refusals import complaint, is_grpc_type
+from kubetunnel.proxy.refusals import complaint
 
 
 class KubeHttp2Server(KubeHttp2Connection, Http2Server):
