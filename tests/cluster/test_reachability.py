@@ -290,8 +290,8 @@ async def test_a_known_api_server_is_reached_while_its_name_is_not_resolved(
 async def test_a_name_that_was_never_resolved_is_told(
     api_server: FakeApi, kubeconfig: WriteKubeconfig, resolver: list[Lookup], trouble: Lookup, told: str
 ) -> None:
-    access = await load_access(kubeconfig=kubeconfig(cluster={"server": f"https://localhost:{api_server.port}"}))
-    access.reach = Reach(1.0)
+    config = kubeconfig(cluster={"server": f"https://localhost:{api_server.port}"})
+    access = await load_access(kubeconfig=config, connect_timeout_s=1.0)
     resolver.append(trouble)
     for _ in range(2):
         with pytest.raises(ClusterUnreachable, match=told) as refusal:
@@ -313,9 +313,9 @@ async def test_a_server_that_moved_far_away_is_not_taken_for_dead(
         access.reach.succeeded(0.01)
         with pytest.raises(ClusterUnreachable, match=r"no answer within 1\.5 s"):
             await access.connect(asyncio.Protocol)
-        assert access._probe is not None
+        assert access._connector._probe is not None
         await until(lambda: access.reach.timeout_s > LEAST_S)
         transport, _ = await access.connect(asyncio.Protocol)
         transport.abort()
-        await until(lambda: access._probe is None)
+        await until(lambda: access._connector._probe is None)
         await access.aclose()

@@ -8,7 +8,6 @@ environment: one that points at this very tunnel would make a loop. Only the kub
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shlex
 import ssl
@@ -19,13 +18,13 @@ from urllib.parse import urlsplit
 
 from multidict import CIMultiDict
 
-from kubetunnel.cluster.addresses import Addresses, ResolverSilentError
-from kubetunnel.cluster.connection import open_connection, why_failed
+from kubetunnel.cluster.connection import why_failed
+from kubetunnel.cluster.connector import Connector
 from kubetunnel.cluster.credentials import PATIENCE_S, IssuedCredentials
 from kubetunnel.cluster.exec_plugin import Credential
 from kubetunnel.cluster.kubeconfig import read_kubeconfig
 from kubetunnel.cluster.loaded import Loaded, ready, stamp_of, tls_context
-from kubetunnel.cluster.reach import FIRST_S, LONGEST_S, Reach
+from kubetunnel.cluster.reach import FIRST_S
 from kubetunnel.cluster.refused import why_refused
 from kubetunnel.cluster.suspicion import Suspicion
 from kubetunnel.core.errors import ClusterUnreachable, KubeconfigError, KubeTunnelError, Unauthenticated
@@ -55,9 +54,8 @@ class ClusterAccess:
         self._load = load
         self._kubeconfig = kubeconfig
         self.suspicion = Suspicion()
-        self.reach = Reach(connect_timeout_s)
-        self._addresses = Addresses()
-        self._probe: asyncio.Task[None] | None = None
+        self._connector = Connector(connect_timeout_s)
+        self.reach = self._connector.reach
         self._plugin_patience_s = plugin_patience_s
         self._closing: list[IssuedCredentials] = []
         self._take(loaded)
@@ -193,46 +191,17 @@ class ClusterAccess:
             Unauthenticated: the client certificate comes from a plugin, and the plugin failed.
         """
         context = await self.tls()
-        timeout_s = self.reach.timeout_s
         try:
-            return await self._open(context, protocol_factory, timeout_s, bulk=bulk)
+            return await self._connector.open(self._loaded.config.cluster, context, protocol_factory, bulk=bulk)
         except (OSError, ValueError) as error:  # TimeoutError is one
-            silent = isinstance(error, TimeoutError | ResolverSilentError)
-            self.reach.failed(silent=silent)
-            if silent and self._probe is None and timeout_s < LONGEST_S:
-                self._probe = asyncio.create_task(self._measure(context), name="kube-tunnel probe")
-                self._probe.add_done_callback(self._measured)
-            why = f"no answer within {timeout_s:.3g} s" if isinstance(error, TimeoutError) else why_failed(error)
-            raise self._unreachable(why) from error
-
-    async def _open[P: asyncio.BaseProtocol](
-        self, context: ssl.SSLContext | None, protocol_factory: Callable[[], P], timeout_s: float, *, bulk: bool
-    ) -> tuple[asyncio.Transport, P]:
-        clock = asyncio.get_running_loop().time
-        started = clock()
-        async with asyncio.timeout(timeout_s):
-            cluster = self._loaded.config.cluster
-            opened = await open_connection(
-                cluster, self._addresses, context, protocol_factory, bulk=bulk, timeout_s=timeout_s
-            )
-        self.reach.succeeded(clock() - started)
-        return opened
-
-    async def _measure(self, context: ssl.SSLContext | None) -> None:
-        """Whether the server is dead or the way to it became long: nobody waits for this, so it may take its time."""
-        with contextlib.suppress(OSError, ValueError):  # TimeoutError is one; who asks next finds out for himself
-            transport, _ = await self._open(context, asyncio.Protocol, LONGEST_S, bulk=False)
-            transport.abort()
-
-    def _measured(self, probe: asyncio.Task[None]) -> None:
-        self._probe = None
+            raise ClusterUnreachable(
+                f"The API server {self.server} of context {self.context} cannot be reached: {why_failed(error)}.",
+                command=self.kubectl("cluster-info"),
+            ) from error
 
     async def aclose(self) -> None:
         """End credential plugins that are still running, and look-ups."""
-        if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.wait({self._probe})
-        await self._addresses.aclose()
+        await self._connector.aclose()
         closing, self._closing = self._closing, []
         for issued in closing:
             await issued.aclose()
@@ -261,12 +230,6 @@ class ClusterAccess:
 
     def _user(self) -> str:
         return f"user {self._loaded.config.user.name!r}" if self._loaded.config.user.name else "nobody"
-
-    def _unreachable(self, reason: str) -> ClusterUnreachable:
-        return ClusterUnreachable(
-            f"The API server {self.server} of context {self.context} cannot be reached: {reason}.",
-            command=self.kubectl("cluster-info"),
-        )
 
     def _outdated(self) -> bool:
         return stamp_of(self._loaded.config.files) != self._loaded.stamp
