@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from kubetunnel.forward.spdy import (
     CANCEL,
-    MAX_CONTROL_BYTES,
     DataReceived,
     DataSeen,
     Event,
@@ -24,6 +23,7 @@ from kubetunnel.forward.spdy import (
     StreamReplied,
     StreamReset,
 )
+from kubetunnel.forward.spdy_frames import MAX_CONTROL_BYTES
 from kubetunnel.forward.spdy_headers import (
     DICTIONARY,
     MAX_BLOCK_BYTES,
