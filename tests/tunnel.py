@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.forked_mitmdump import ForkedProcess, server
+
 ROOT = Path(__file__).resolve().parents[1]
 ADDON = ROOT / "addons" / "kube_tunnel.py"
 START_TIMEOUT_S = 30.0
@@ -88,6 +90,8 @@ class Tunnel:
         kubeconfig: None for what the environment says.
         options: more of mitmdump's options.
         program: mitmdump or mitmweb.
+        forked: from a process that has imported mitmdump already, which is much quicker; for the others the installed
+            command itself is started.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class Tunnel:
         options: Sequence[str] = (),
         program: str = "mitmdump",
         env: dict[str, str] | None = None,
+        forked: bool = False,
     ) -> None:
         command = [
             str(Path(sys.executable).parent / program),
@@ -116,10 +121,15 @@ class Tunnel:
         self.confdir = confdir
         self.lines: list[str] = []
         self._changed = threading.Condition()
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=confdir,
-            env={**without_proxies(), "PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": str(confdir), **(env or {})},
-        )  # fmt: skip
+        environ = {**without_proxies(), "PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": str(confdir), **(env or {})}
+        self.process: subprocess.Popen[str] | ForkedProcess
+        if forked:
+            assert program == "mitmdump"
+            self.process = server().start(command, cwd=confdir, env=environ)
+        else:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=confdir, env=environ
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
