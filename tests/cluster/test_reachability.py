@@ -319,3 +319,18 @@ async def test_a_server_that_moved_far_away_is_not_taken_for_dead(
         transport.abort()
         await until(lambda: access._connector._probe is None)
         await access.aclose()
+
+
+async def test_what_others_take_counts_for_who_connects_already(
+    api_server: FakeApi, kubeconfig: WriteKubeconfig
+) -> None:
+    async with delayed("127.0.0.1", api_server.port, 0.8) as port:
+        access = await load_access(kubeconfig=kubeconfig(cluster={"server": f"https://127.0.0.1:{port}"}))
+        access.reach.succeeded(0.01)
+        connecting = asyncio.create_task(access.connect(asyncio.Protocol))
+        await until(lambda: bool(access._connector._limits))
+        access._connector._learn(2.0)
+        transport, _ = await connecting
+        assert not access._connector._limits
+        transport.abort()
+        await access.aclose()
