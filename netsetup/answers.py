@@ -8,7 +8,7 @@ RFC 8482 (ANY).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -90,8 +90,15 @@ class NamespaceName:
         return ServiceName(self.namespace, self.namespace, self.zone)
 
 
+@dataclass(frozen=True, slots=True)
+class HostName:
+    """A name of this machine's own, of no cluster: `kube-tunnel.internal`."""
+
+    name: str
+
+
 type OfService = ServiceName | PodName | SrvName | ProtocolName
-type Wanted = OfService | PodAddressName | NamespaceName | ReverseName
+type Wanted = OfService | PodAddressName | NamespaceName | HostName | ReverseName
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,7 @@ class Authority:
         ranges: of the virtual IPs; their reverse names are ours.
         server: the addresses of the DNS server, for `ns.dns.ZONE`.
         own: addresses within the ranges that stand for no name of a cluster, and what their reverse names say.
+        hosts: names of this machine's own, each a zone in which nothing else is.
         ttl_s: of what exists.
         negative_ttl_s: of what does not.
     """
@@ -111,6 +119,7 @@ class Authority:
     ranges: tuple[AddressRange, ...] = ()
     server: tuple[Address, ...] = ()
     own: Mapping[Address, str] = field(default_factory=dict)
+    hosts: Collection[str] = ()
     ttl_s: int = TTL_S
     negative_ttl_s: int = TTL_S
 
@@ -138,6 +147,10 @@ class Authority:
         if name is None:
             return self.missing(question)
         return self._found(question, (self._record(question, RecordType.PTR, name),))
+
+    def of_host(self, question: Question, address: Address) -> Answer:
+        """The answer for a name of this machine's own."""
+        return self._apex(question, question.name, self._addresses(question, (address,)))
 
     def of_pod(self, question: Question, address: Address) -> Answer:
         """The answer for a Pod that was asked for by its address and exists."""
@@ -167,12 +180,14 @@ class Authority:
 
     def _zone_of(self, question: Question) -> str | None:
         name = f".{question.name}"
-        return max((zone for zone in self.zones if name.endswith(f".{zone}")), key=len, default=None)
+        return max((zone for zone in (*self.zones, *self.hosts) if name.endswith(f".{zone}")), key=len, default=None)
 
     def _decide_in_zone(self, question: Question, zone: str) -> Answer | Wanted:
         match question.name.split(".")[: -zone.count(".") - 1]:
             case []:
-                return self._apex(question, zone)
+                return HostName(zone) if zone in self.hosts else self._apex(question, zone)
+            case _ if zone not in self.zones:
+                return self.missing(question)
             case ["svc" | "pod" | "dns"]:
                 return self.empty(question)
             case ["dns-version"]:
@@ -199,9 +214,9 @@ class Authority:
             return self._apex(question, question.name)
         return self.empty(question)
 
-    def _apex(self, question: Question, zone: str) -> Answer:
+    def _apex(self, question: Question, zone: str, more: Sequence[Record] = ()) -> Answer:
         name_server = self._record(question, RecordType.NS, f"ns.dns.{self.zones[0] if self.zones else zone}")
-        return self._found(question, (self._soa(question, question.text), name_server))
+        return self._found(question, (self._soa(question, question.text), name_server, *more))
 
     def _external_name(self, question: Question, target: str) -> Answer:
         """A CNAME whatever the type asked for (RFC 1034 3.6.2); whoever asks for it follows it."""

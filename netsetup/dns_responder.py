@@ -7,16 +7,16 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.names import PodAddressName, PodName, ServiceName, SrvName
-from netsetup.answers import Authority, Names, NamespaceName, ProtocolName, Wanted, addressed
+from netsetup.answers import Authority, HostName, Names, NamespaceName, ProtocolName, Wanted, addressed
 from netsetup.dns_cache import AnswerCache
 from netsetup.dns_lookups import FAILURE_MEMORY_S, Lookups, Missing
 from netsetup.dns_packing import pack_answer, pack_question, pack_refusal
-from netsetup.dns_records import Answer, Question, Rcode, RecordType
+from netsetup.dns_records import Address, Answer, Question, Rcode, RecordType
 from netsetup.dns_upstreams import NoUpstreamAnswered, Upstreams
 from netsetup.dns_wire import Query, is_truncated, rcode_of, read_addresses, read_query, truncated
 from netsetup.reverse_names import ReverseName
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 MAX_QUERIES = 100  # that are remembered
 MAX_ALIASES = 8  # an ExternalName that leads to another one; unbound allows 11, BIND 16
 _FOLLOWED = (RecordType.A, RecordType.AAAA)
+
+type FindAddress = Callable[[], Awaitable[Address]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Responder:
 
     Args:
         authority: which names are ours; its zones are those of `names` at any time.
+        hosts: what finds the addresses of the authority's hosts; may raise KubeTunnelError.
         rng: for the order of equal records.
         max_forwarded: how many questions may wait for the upstreams.
     """
@@ -68,6 +71,7 @@ class Responder:
         lookups: Lookups,
         upstreams: Upstreams,
         authority: Authority,
+        hosts: Mapping[str, FindAddress],
         rng: random.Random,
         *,
         max_forwarded: int,
@@ -76,6 +80,7 @@ class Responder:
         self._lookups = lookups
         self._upstreams = upstreams
         self._authority = authority
+        self._hosts = hosts
         self._rng = rng
         self._caches = {False: AnswerCache(), True: AnswerCache()}
         self._answers: Counter[tuple[str, str]] = Counter()
@@ -151,6 +156,8 @@ class Responder:
         match wanted:
             case ReverseName(address=address):
                 return authority.of_reverse(question, self._names.name_of(address) if address else None)
+            case HostName(name=name):
+                return authority.of_host(question, await self._hosts[name]())
             case PodAddressName():
                 found = await self._lookups.pod_address(wanted)
                 if isinstance(found, Missing):

@@ -19,7 +19,7 @@ from kubetunnel.core.errors import KubeTunnelError
 from netsetup.answers import TTL_S, Authority, Names
 from netsetup.dns_lookups import PATIENCE_S, Lookups
 from netsetup.dns_records import Address
-from netsetup.dns_responder import DnsFacts, DnsQuery, Responder
+from netsetup.dns_responder import DnsFacts, DnsQuery, FindAddress, Responder
 from netsetup.dns_tcp import IDLE_TIMEOUT_S, TcpListener
 from netsetup.dns_upstreams import TIMEOUT_S, Server, Upstreams
 from netsetup.reverse_names import AddressRange
@@ -49,6 +49,7 @@ class DnsServer:
         ranges: those of the virtual IPs.
         known_at: the addresses of `ns.dns.ZONE`, where these are not `host`.
         own: as of `Authority`.
+        hosts: names of this machine's own that are answered, too, and what finds their addresses.
         ttl_s, negative_ttl_s: how long answers may be kept.
         patience_s: how long the cluster may take before SERVFAIL.
         upstream_timeout_s: how long all upstreams together may take.
@@ -68,6 +69,7 @@ class DnsServer:
         ranges: Sequence[AddressRange] = (),
         known_at: Sequence[Address] = (),
         own: Mapping[Address, str] | None = None,
+        hosts: Mapping[str, FindAddress] | None = None,
         ttl_s: int = TTL_S,
         negative_ttl_s: int = TTL_S,
         patience_s: float = PATIENCE_S,
@@ -82,12 +84,13 @@ class DnsServer:
         self._lookups = Lookups(names, patience_s=patience_s, negative_ttl_s=negative_ttl_s)
         self._upstreams = Upstreams(others, timeout_s=upstream_timeout_s)
         known_at = tuple(known_at) or (() if listening.is_unspecified else (listening,))
+        hosts = hosts or {}
         authority = Authority(
-            names.zones, tuple(ranges), known_at, own or {}, ttl_s=ttl_s, negative_ttl_s=negative_ttl_s
+            names.zones, tuple(ranges), known_at, own or {}, tuple(hosts), ttl_s=ttl_s, negative_ttl_s=negative_ttl_s
         )
         rng = random.Random()  # noqa: S311 - spreads clients over pods, keeps no secret
         self._responder = Responder(
-            names, self._lookups, self._upstreams, authority, rng,
+            names, self._lookups, self._upstreams, authority, hosts, rng,
             # all of a machine is one client, and dead upstreams are no reason not to answer for the clusters
             max_forwarded=max_open_per_client * 3 // 4,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from kubetunnel.core.names import TUNNEL_NAME
 from netsetup.errors import LinkTakenError, StepError
 from netsetup.found import Found, FoundLink
 from netsetup.layout import Layout, Wanted, reverse_zones
@@ -104,7 +105,7 @@ def _taken(link: FoundLink, option: str) -> LinkTakenError:
 
 def _resolver(wanted: Wanted, layout: Layout, found: Found) -> tuple[Operation, ...]:
     dns_ip = str(layout.dns_address.ip)
-    zones = tuple(zone.lower().removesuffix(".") for zone in wanted.zones)
+    zones = tuple(dict.fromkeys([*(zone.lower().removesuffix(".") for zone in wanted.zones), TUNNEL_NAME]))
     zones += tuple(reverse for prefix in layout.ranges for reverse in reverse_zones(prefix))
     resolver, search = found.resolver, search_domains(wanted)
     match resolver.kind:

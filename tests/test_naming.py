@@ -29,7 +29,7 @@ from tests.proxy.databases import free_port
 with warnings.catch_warnings():  # mitmproxy's filters use former names of pyparsing
     warnings.simplefilter("ignore")
     from kubetunnel import naming
-    from kubetunnel.naming import LOOPBACK_RANGE, Naming, NamingPlan, plan_naming
+    from kubetunnel.naming import LOOPBACK_RANGE, Naming, NamingPlan, plan_naming, tunnel_address
 
 RANGES = (ip_network("10.8.0.0/24"), ip_network("10.9.0.0/24"))
 DNS_IP, PROXY_IP = ip_address("10.8.0.1"), ip_address("10.8.0.2")
@@ -126,6 +126,26 @@ def test_the_servers_of_before_where_there_are_none_now(resolv_conf: Path | None
     assert plan_naming(settings(), replace(MACHINE, resolv_conf=resolv_conf), lambda _: ()).resolvers == FORMER
 
 
+@pytest.mark.parametrize(
+    ("planned", "listening", "address"),
+    [
+        (SET_UP, ["127.0.0.1"], "10.8.0.2"),
+        (SET_UP_IPV6, ["127.0.0.1", "::1"], "fd00:8::2"),
+        (replace(SET_UP, redirection=ONLY_DNS), ["127.0.0.1"], "127.0.0.1"),  # macOS: nobody listens at 10.8.0.2
+        (LOOPBACK, ["127.0.0.1"], "127.0.0.1"),
+        (PLAIN, [], "127.0.0.1"),
+        (PLAIN, ["192.0.2.7"], "192.0.2.7"),
+        (PLAIN, ["fe80::1%eth0"], "fe80::1"),
+        (PLAIN, ["0.0.0.0"], "127.0.0.1"),
+        (PLAIN, ["::"], "::1"),
+        (replace(PLAIN, dns=("192.0.2.7", 53)), ["0.0.0.0"], "192.0.2.7"),
+        (replace(PLAIN, dns=("0.0.0.0", 53)), ["0.0.0.0"], "127.0.0.1"),
+    ],
+)
+def test_the_tunnels_own_address(planned: NamingPlan, listening: list[str], address: str) -> None:
+    assert tunnel_address(planned, [(host, 8080) for host in listening]) == ip_address(address)
+
+
 # the plan made true
 
 
@@ -201,6 +221,16 @@ async def test_other_resolvers_leave_the_listeners(make: Make) -> None:
     assert found._listeners is listeners
     await found.apply(replace(wanted, zones=("corp.example",)))
     assert found._listeners is not listeners
+
+
+async def test_the_tunnels_own_name_follows_it(make: Make) -> None:
+    found, port = make(), free_port()
+    found._listening = lambda: (("127.0.0.9", 8080),)
+    await found.apply(plan(port))
+    dug = await dig(("127.0.0.1", port), "kube-tunnel.internal")
+    assert (dug.data, (await dig(("127.0.0.1", port), "kube-tunnel.internal", "AAAA")).nodata) == (["127.0.0.9"], True)
+    await found.apply(plan(port, proxy_ips=(PROXY_IP,), redirection=LED))
+    assert (await dig(("127.0.0.1", port), "kube-tunnel.internal")).data == ["10.8.0.2"]
 
 
 @pytest.mark.parametrize(

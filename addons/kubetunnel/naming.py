@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+from kubetunnel.core.names import TUNNEL_NAME
 from kubetunnel.core.settings import Settings
 from kubetunnel.core.vips import Address, Network
 from kubetunnel.dns import ClusterNames
@@ -21,7 +22,6 @@ from kubetunnel.loopback_claim import ClaimedByAnother, LoopbackClaim
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.loopback import LoopbackListeners
 from kubetunnel.proxy.mode import LOOPBACK, LOOPBACK_IPV6, listening_addresses, serve_connection
-from kubetunnel.proxy.own_names import TUNNEL_NAME
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 from kubetunnel.redirection import Redirection, dns_port
 from kubetunnel.resolv_conf_watch import ResolvConfWatch
@@ -134,13 +134,22 @@ def _own_names(plan: NamingPlan) -> dict[Address, str]:
     return names | dict.fromkeys(plan.proxy_ips, TUNNEL_NAME)
 
 
-async def _dns_server(plan: NamingPlan, names: ClusterNames, address: tuple[str, int]) -> DnsServer:
-    server = DnsServer(
-        names, host=address[0], port=address[1], tcp=plan.tcp, upstreams=plan.resolvers, ranges=plan.ranges,
-        known_at=plan.dns_ips, own=_own_names(plan), ttl_s=plan.ttl_s,
-    )  # fmt: skip
-    await server.start()
-    return server
+def tunnel_address(plan: NamingPlan, listening: Collection[tuple[str, int]]) -> Address:
+    """What the tunnel's own name is answered with: where every port leads to it, else where it listens.
+
+    Args:
+        listening: the tunnel's addresses; none while it does not listen yet.
+    """
+    if plan.redirection is not None and plan.redirection.proxy_port is not None and plan.proxy_ips:
+        return plan.proxy_ips[0]
+    found = ip_address(next((host for host, _ in listening), LOOPBACK).partition("%")[0])
+    if not found.is_unspecified:
+        return found
+    # it is everywhere: at the address, too, where who asks has reached the DNS server
+    asked = ip_address(plan.dns[0]) if plan.dns is not None else found
+    if asked.version == found.version and not asked.is_unspecified:
+        return asked
+    return ip_address(LOOPBACK if found.version == 4 else LOOPBACK_IPV6)
 
 
 class Naming:
@@ -224,9 +233,9 @@ class Naming:
             if self._names is None:
                 self._names = self._make_names(plan)
             if plan.dns is not None and self._server is None:
-                self._server = await _dns_server(plan, self._names, plan.dns)
+                self._server = await self._dns_server(plan, self._names, plan.dns)
             if plan.also_dns is not None and self._also_server is None:
-                self._also_server = await _dns_server(plan, self._names, plan.also_dns)
+                self._also_server = await self._dns_server(plan, self._names, plan.also_dns)
             self._told = ""
         except ClaimedByAnother as e:
             self._tell("No names at loopback addresses: %s%s", e)
@@ -234,6 +243,17 @@ class Naming:
             led = plan.redirection.leads_to(plan.dns) if plan.redirection is not None else ""
             owner = owner_of("udp", *plan.dns) or owner_of("tcp", *plan.dns) if plan.dns is not None else None
             self._tell("No DNS server: %s%s", e, f" It is taken by {owner}.{led}" if owner else led)
+
+    async def _dns_server(self, plan: NamingPlan, names: ClusterNames, address: tuple[str, int]) -> DnsServer:
+        async def own_address() -> Address:
+            return tunnel_address(plan, self._listening())
+
+        server = DnsServer(
+            names, host=address[0], port=address[1], tcp=plan.tcp, upstreams=plan.resolvers, ranges=plan.ranges,
+            known_at=plan.dns_ips, own=_own_names(plan), hosts={TUNNEL_NAME: own_address}, ttl_s=plan.ttl_s,
+        )  # fmt: skip
+        await server.start()
+        return server
 
     def _look_at_ports(self, plan: NamingPlan) -> None:
         """Tells, once, of what leads elsewhere than to us."""

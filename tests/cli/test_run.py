@@ -345,6 +345,21 @@ def test_what_dns_says_inside(run: Runner) -> None:
 
 
 @isolation
+def test_the_tunnels_own_pages_inside(run: Runner) -> None:
+    """Its port is the command's own until the name is asked for."""
+    taken = "import socket; socket.create_server(('', 80)).close(); print('free')"
+    done = run.isolated(
+        f'{sys.executable} -c "{taken}"; '
+        "curl -sS http://kube-tunnel.internal/dashboard -o /dev/null -w '%{http_code} '; "
+        "curl -sS http://kube-tunnel.internal/api/v1/services -H 'Origin: http://evil.example' -w ' %{http_code} '; "
+        "dig +short -x $(dig +short kube-tunnel.internal)"
+    )
+    assert done.stdout.startswith("free\n200 "), done
+    assert "ForeignOrigin" in done.stdout, done
+    assert done.stdout.endswith(" 403 kube-tunnel.internal.\n"), done
+
+
+@isolation
 def test_nothing_else_is_there(run: Runner, kubeconfig: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as outside:
         port = outside.getsockname()[1]

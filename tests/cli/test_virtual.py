@@ -100,6 +100,9 @@ def test_names_resolve_and_nothing_is_left(ours: Machine) -> None:
         for url in (f"http://{HOST}/hostname", "http://echo-sts-0.echo-sts.demo.svc.cluster.local:8080/hostname"):
             answer = ours.run("curl", "-sS", "--max-time", "20", "--write-out", " %{http_code}", url)
             assert answer.stdout.endswith(" 200"), answer.stdout
+        for url in ("http://kube-tunnel.internal/dashboard", "https://kube-tunnel.internal/api/v1/services"):
+            answer = ours.run("curl", "-sSk", "--max-time", "20", "--write-out", " %{http_code} %{remote_ip}", url)
+            assert answer.stdout.endswith(" 200 10.8.0.2"), answer.stdout
         assert ours.run("dig", "+short", "@10.8.0.1", HOST).stdout.startswith("10.")
         served = ours.run("ss", "-Hltnp", "sport = :8080").stdout
         pid = re.search(r"pid=(\d+)", served)

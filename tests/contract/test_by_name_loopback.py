@@ -70,6 +70,15 @@ def test_each_name_has_an_address_of_its_own(here: Resolving) -> None:
     assert here.dig(f"_grpc._tcp.{ECHO}", "SRV").data == [f"0 100 9090 {ECHO}."]
 
 
+def test_the_tunnels_own_name(here: Resolving) -> None:
+    name, port = "kube-tunnel.internal", here.tunnel.port
+    (address,) = here.dig(name, "A").data
+    assert here.dig(name, "AAAA").nodata
+    for path in ("/health", "/dashboard"):
+        answer = curl("--resolve", f"{name}:{port}:{address}", f"http://{name}:{port}{path}", timeout_s=20)
+        assert answer.status == 200, answer
+
+
 @pytest.mark.parametrize(
     ("port", "scheme", "arguments", "version"),
     [

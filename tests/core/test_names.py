@@ -93,6 +93,7 @@ def test_names_of_the_contract(text: str, name: Name) -> None:
         ("api.shop.svc.evil.com", "zone 'evil.com', which is none of ours"),
         ("api.shop.svc.evil.com", "cluster.local, prod.local, k8s.example.com"),
         ("api.shop.svc.cluster.local.evil.com", "none of ours"),
+        ("Kube-Tunnel.internal.", "is the tunnel itself; a Service of that name is kube-tunnel.internal.svc."),
         ("api.shop.svc.notcluster.local", "none of ours"),
         ("api.shop.svc.local", "none of ours"),
         ("api.shop.svc.xprod.local", "none of ours"),

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from kubetunnel.core.catalog import Endpoint, EndpointPort, EndpointSlice, Service, ServiceState
 from kubetunnel.core.names import PodAddressName, PodName, ServiceName, SrvName
-from netsetup.answers import Authority, NamespaceName, ProtocolName, addressed
+from netsetup.answers import Authority, HostName, NamespaceName, ProtocolName, addressed
 from netsetup.dns_records import Answer, Question, Rcode, RecordType, Soa
 from netsetup.reverse_names import ReverseName, read_reverse_name, reverse_zone
 from tests.netsetup.shop import GRPC, HTTP, RANGE, RANGE_6, ZONE, clustered, headless
 
 API = ServiceName("api", "shop", ZONE)
-OURS = Authority((ZONE, "example.com", "k8s.example.com"), (RANGE, RANGE_6))
+OWN_HOST = "kube-tunnel.internal"
+OURS = Authority((ZONE, "example.com", "k8s.example.com"), (RANGE, RANGE_6), hosts=(OWN_HOST,))
 
 
 LABELS = st.text(st.characters(max_codepoint=255), min_size=1, max_size=63)
@@ -41,6 +42,7 @@ class TestDecide:
             ("shop.pod.cluster.local", NamespaceName("shop", ZONE)),
             ("api.shop.svc.k8s.example.com", ServiceName("api", "shop", "k8s.example.com")),
             ("api.shop.svc.example.com", ServiceName("api", "shop", "example.com")),
+            ("Kube-Tunnel.Internal", HostName(OWN_HOST)),
         ],
     )
     def test_what_is_looked_up(self, name: str, wanted: object) -> None:
@@ -49,7 +51,8 @@ class TestDecide:
     @pytest.mark.parametrize(
         "name",
         ["", "local", "xcluster.local", "api.shop.svc.cluster.local.com", "api", "api.shop", "api.shop.svc", "arpa",
-         "10.in-addr.arpa", "1.0.9.10.in-addr.arpa", "in-addr.arpa", "d.f.ip6.arpa", "x.8.10.in-addr.arpa"],
+         "10.in-addr.arpa", "1.0.9.10.in-addr.arpa", "in-addr.arpa", "d.f.ip6.arpa", "x.8.10.in-addr.arpa",
+         "internal", "host.docker.internal", "xkube-tunnel.internal", "kube-tunnel.internal.corp", "kube-tunnel"],
     )  # fmt: skip
     def test_forwarded(self, name: str) -> None:
         assert OURS.decide(question(name)) is None
@@ -146,6 +149,11 @@ class TestReverse:
         empty = OURS.decide(question("0.8.10.in-addr.arpa", RecordType.A))
         assert isinstance(empty, Answer)
         assert (empty.rcode, empty.records) == (Rcode.NOERROR, ())
+
+    def test_a_cluster_may_have_the_zone_of_a_host(self) -> None:
+        both = replace(OURS, zones=(OWN_HOST,))
+        assert both.decide(question(OWN_HOST)) == HostName(OWN_HOST)
+        assert both.decide(question(f"api.shop.svc.{OWN_HOST}")) == ServiceName("api", "shop", OWN_HOST)
 
 
 class TestEndpoints:

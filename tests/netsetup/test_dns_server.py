@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from kubetunnel.core.errors import ClusterUnreachable, Forbidden
+from netsetup.dns_records import Address
 from netsetup.dns_server import DnsPortUnavailable, DnsServer
 from tests.netsetup.dug import Dug, dig
 from tests.netsetup.shop import RANGE, ZONE, Shop
@@ -34,6 +35,49 @@ async def server(shop: Shop, request: pytest.FixtureRequest) -> AsyncIterator[Dn
 
 async def ask(server: DnsServer, *words: str) -> Dug:
     return await dig(server.addresses[0], *words)
+
+
+class TestOwnHost:
+    """`kube-tunnel.internal`: a name of no cluster, at an address that may change."""
+
+    @pytest.fixture
+    async def server(self, shop: Shop) -> AsyncIterator[DnsServer]:
+        async def address() -> Address:
+            return ip_address("10.8.0.2")
+
+        server = DnsServer(shop, host="127.0.0.1", port=0, hosts={"kube-tunnel.internal": address})
+        await server.start()
+        yield server
+        await server.aclose()
+
+    async def test_its_address(self, server: DnsServer) -> None:
+        dug = await ask(server, "Kube-Tunnel.internal")
+        assert dug.answer == [["Kube-Tunnel.internal.", "5", "IN", "A", "10.8.0.2"]]
+        assert "aa" in dug.flags
+
+    async def test_it_has_no_other(self, server: DnsServer) -> None:
+        for type_ in ("AAAA", "TXT", "MX"):
+            dug = await ask(server, "kube-tunnel.internal", type_)
+            assert dug.nodata, dug
+            assert dug.authority[0][0] == "kube-tunnel.internal."
+        assert (await ask(server, "kube-tunnel.internal", "SOA")).answer[0][3] == "SOA"
+
+    async def test_nothing_is_below_it(self, server: DnsServer) -> None:
+        dug = await ask(server, "www.kube-tunnel.internal")
+        assert dug.nxdomain
+        assert dug.authority[0][0] == "kube-tunnel.internal."
+
+    async def test_its_neighbours_are_not_ours(self, server: DnsServer) -> None:
+        for name in ("internal", "host.docker.internal", "kube-tunnel.internal.corp.example"):
+            assert (await ask(server, name)).status == "REFUSED", "there is no upstream here"
+
+    async def test_without_a_host_of_that_name(self, shop: Shop) -> None:
+        server = DnsServer(shop, host="127.0.0.1", port=0)
+        await server.start()
+        try:
+            assert (await ask(server, "kube-tunnel.internal")).status == "REFUSED"
+        finally:
+            await server.aclose()
 
 
 class TestSchema:

@@ -197,7 +197,7 @@ class TestFuzz:
             shop = Shop()
             lookups, upstreams = Lookups(shop), Upstreams([])
             responder = Responder(
-                shop, lookups, upstreams, Authority((ZONE,), (RANGE,)), random.Random(1), max_forwarded=9
+                shop, lookups, upstreams, Authority((ZONE,), (RANGE,)), {}, random.Random(1), max_forwarded=9
             )
             for packet in packets:
                 for tcp in (False, True):

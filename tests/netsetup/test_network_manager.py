@@ -50,6 +50,10 @@ def test_split_dns(own: Machine) -> None:
         assert tunnel.stdout.readline() == "ready\n"
         assert own.run("curl", "-sS", "-m", "9", "http://api.shop.svc.cluster.local:5432/").stdout == "10.8.0.77:5432"
         assert own.run("dig", "+short", "+tries=1", "-x", "10.8.0.77").stdout
+        assert own.run("curl", "-sS", "-m", "9", "http://kube-tunnel.internal/").stdout == "10.8.0.77:80"
+        assert not own.run("dig", "+short", "+tries=1", "+time=1", "printer.internal", check=False).stdout.startswith(
+            "10."
+        )
         foreign = own.run("dig", "+short", "+tries=1", "+time=1", "www.example.com", check=False).stdout
         assert "10.8.0.77" not in foreign
         tunnel.kill()

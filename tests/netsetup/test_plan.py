@@ -63,7 +63,7 @@ def test_the_wanted_names_and_ports() -> None:
 
 def test_systemd_resolved() -> None:
     wanted = Wanted(zones=("cluster.local", "Prod.Local."))
-    domains = ("~cluster.local", "~prod.local", "~0.8.10.in-addr.arpa", "~0.9.10.in-addr.arpa")
+    domains = ("~cluster.local", "~prod.local", "~kube-tunnel.internal", "~0.8.10.in-addr.arpa", "~0.9.10.in-addr.arpa")
     assert last("systemd-resolved", wanted) == (SetLinkResolver("kube-dns0", "10.8.0.1", domains),)
     steps = planned(laptop(resolver=FoundResolver("systemd-resolved")))
     assert [step.carrier for step in steps if isinstance(step, AddLink)] == [True, False]
@@ -93,7 +93,9 @@ def test_a_search_list() -> None:
     wanted = Wanted(search="shop", zones=("cluster.local", "prod.local"))
     (resolved,) = last("systemd-resolved", wanted)
     assert isinstance(resolved, SetLinkResolver)
-    assert resolved.domains == (*SEARCHED, "~prod.local", "~0.8.10.in-addr.arpa", "~0.9.10.in-addr.arpa")
+    assert resolved.domains == (
+        *SEARCHED, "~prod.local", "~kube-tunnel.internal", "~0.8.10.in-addr.arpa", "~0.9.10.in-addr.arpa",
+    )  # fmt: skip
     for content, domain, search in (
         (b"search corp\n", "home.example", SEARCHED),
         (b"nameserver 192.168.1.1\n", "home.example", ("home.example", *SEARCHED)),  # which is searched by itself else
@@ -125,7 +127,8 @@ def test_network_manager() -> None:
     (step,) = last("NetworkManager", directories=frozenset([directory]))
     assert isinstance(step, WriteFile)
     assert step.path == f"{directory}/kube-tunnel.conf"
-    assert b"\nserver=/cluster.local/10.8.0.1\nserver=/0.8.10.in-addr.arpa/10.8.0.1\n" in step.content
+    zones = ("cluster.local", "kube-tunnel.internal", "0.8.10.in-addr.arpa", "0.9.10.in-addr.arpa")
+    assert step.content.decode().endswith("".join(f"\nserver=/{zone}/10.8.0.1" for zone in zones) + "\n")
     assert step.reload == ("nmcli", "general", "reload", "dns-full")
     assert last("NetworkManager")[0] == MakeDirectory(directory)
 
@@ -141,6 +144,7 @@ def test_macos() -> None:
     assert [(f.path, f.before) for f in files if isinstance(f, WriteFile)] == [
         ("/etc/resolver/cluster.local", None),
         ("/etc/resolver/corp.example", office),
+        ("/etc/resolver/kube-tunnel.internal", None),
         ("/etc/resolver/0.8.10.in-addr.arpa", None),
         ("/etc/resolver/0.9.10.in-addr.arpa", None),
     ]

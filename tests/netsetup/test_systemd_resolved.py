@@ -89,6 +89,8 @@ def test_split_dns(up: Machine) -> None:
     assert dug(up, "api.shop.svc.cluster.local") == "10.8.0.77\n"
     assert "status: NOERROR" in up.run("dig", "+tries=1", "-x", "10.8.0.77").stdout
     assert dug(up, office_dns.KNOWN) == f"{office_dns.ADDRESS}\n"
+    assert reached(up, "kube-tunnel.internal") == "10.8.0.77:5432"
+    assert dug(up, "printer.internal") == "", "the office's server does not know it"
     assert reached(up, "api.shop") == ""  # without a search list
 
 
@@ -181,6 +183,7 @@ def test_the_tunnel_itself(own: Machine, tmp_path: Path) -> None:
         assert dug(own, "-x", address) == "echo.demo.svc.cluster.local.\n"
         assert dug(own, "-x", "10.8.0.1") == "ns.dns.cluster.local.\n"
         assert dug(own, "-x", "10.8.0.2") == "kube-tunnel.internal.\n"
+        assert own.run("curl", "-sS", "-m", "20", "http://kube-tunnel.internal/health").stdout.startswith("{")
         assert dug(own, "ns.dns.cluster.local") == "10.8.0.1\n"
         assert "NXDOMAIN" in own.run("dig", "nope.demo.svc.cluster.local").stdout
         assert dug(own, office_dns.KNOWN) == f"{office_dns.ADDRESS}\n"

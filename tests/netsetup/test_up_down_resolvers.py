@@ -61,7 +61,7 @@ def test_systemd_resolved_is_told_of_the_link(own: Machine, resolved: Path) -> N
     # without a carrier resolved passes the link over
     assert "LOWER_UP" in own.json("ip", "-j", "link", "show", "kube-dns0")[0]["flags"]
     assert resolved.read_text().splitlines() == [
-        "domain kube-dns0 ~cluster.local ~prod.local ~0.8.10.in-addr.arpa ~0.9.10.in-addr.arpa",
+        "domain kube-dns0 ~cluster.local ~prod.local ~kube-tunnel.internal ~0.8.10.in-addr.arpa ~0.9.10.in-addr.arpa",
         "default-route kube-dns0 false",
         "dnssec kube-dns0 no",
         "dnsovertls kube-dns0 no",
@@ -96,9 +96,8 @@ def test_network_managers_dnsmasq_gets_a_file(own: Machine) -> None:
     (own.etc / "NetworkManager/dnsmasq.d/office.conf").write_text("server=/corp.example/192.0.2.1\n")
     before = own.facts()
     own.netsetup("up")
-    told = (
-        "server=/cluster.local/10.8.0.1\nserver=/0.8.10.in-addr.arpa/10.8.0.1\nserver=/0.9.10.in-addr.arpa/10.8.0.1\n"
-    )
+    zones = ("cluster.local", "kube-tunnel.internal", "0.8.10.in-addr.arpa", "0.9.10.in-addr.arpa")
+    told = "".join(f"server=/{zone}/10.8.0.1\n" for zone in zones)
     assert (own.etc / DNSMASQ_FILE).read_text().endswith(told)
     # the file is there when NetworkManager reads it, and is not when it does so again
     assert log.read_text().startswith("general reload dns-full\n")

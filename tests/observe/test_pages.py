@@ -119,13 +119,15 @@ def test_both_versions(tunnel: Tunnel, version: str, path: str) -> None:
 
 
 def test_in_tls(tunnel: Tunnel) -> None:
-    answer = curl("-k", f"https://localhost:{tunnel.port}/health")
-    assert answer.status == 200
+    for name in ("localhost", "kube-tunnel.internal"):
+        answer = curl("-k", "--resolve", f"{name}:{tunnel.port}:127.0.0.1", f"https://{name}:{tunnel.port}/health")
+        assert answer.status == 200, name
 
 
 def test_as_a_proxy_request(tunnel: Tunnel) -> None:
     assert tunnel.via_proxy(f"http://localhost:{tunnel.port}/health").status == 200
     assert tunnel.via_proxy("http://localhost:1/health").reason == "NotAServiceName"
+    assert tunnel.via_proxy("http://kube-tunnel.internal/health").status == 200
 
 
 def test_what_there_is_not(tunnel: Tunnel) -> None:

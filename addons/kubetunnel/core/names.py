@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from kubetunnel.core.errors import NotAServiceName
 
+TUNNEL_NAME = "kube-tunnel.internal"  # the tunnel itself; ICANN keeps .internal for private use
 MAX_LABEL_CHARS = 63  # RFC 1035 2.3.4
 MAX_NAME_CHARS = 253  # RFC 1035 2.3.4: 255 octets on the wire, two of them for the first length and the root
 
@@ -112,7 +113,7 @@ def parse_name(text: str, *, zones: Collection[str], default_namespace: str, sho
     for zone in within:
         # of nested zones (example.com, k8s.example.com) the longest one that makes sense of the name
         name = name or _read(labels[: -zone.count(".") - 1], zone, None)
-    if name is None and not within and short_forms:
+    if name is None and not within and short_forms and host != TUNNEL_NAME:
         name = _read(labels, ours[0], default_namespace)
     if name is None:
         raise _not_a_name(_why_not(host, labels, within, ours))
@@ -235,6 +236,8 @@ def _why_not(host: str, labels: Sequence[str], within: Sequence[str], zones: Seq
             f"{_quoted(host)} is in the zone {zone}, but names neither a Service (SERVICE.NAMESPACE.svc.{zone}) "
             f"nor a Pod (HOSTNAME.SERVICE.NAMESPACE.svc.{zone}, 10-244-0-16.NAMESPACE.pod.{zone})."
         )
+    if host == TUNNEL_NAME:
+        return f"{TUNNEL_NAME} is the tunnel itself; a Service of that name is {TUNNEL_NAME}.svc.{zones[0]}."
     ours = f"{'the zone here is' if len(zones) == 1 else 'the zones here are'} {', '.join(zones)}"
     marker = next((i for i, label in enumerate(labels) if label in ("svc", "pod") and i >= 2), None)
     if marker is not None and labels[marker + 1 :]:

@@ -14,12 +14,11 @@ from mitmproxy import http
 from mitmproxy.proxy.context import Context
 
 from kubetunnel.core.errors import NotAServiceName
-from kubetunnel.core.names import split_host_port
+from kubetunnel.core.names import TUNNEL_NAME, split_host_port
 from kubetunnel.core.vips import Address
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 
-TUNNEL_NAME = "kube-tunnel.internal"
 OWN_NAMES = ("localhost", TUNNEL_NAME)
 
 
@@ -42,7 +41,7 @@ class OwnNames:
         if host is None:
             return False
         client = context.client
-        if is_proxy_request and request.port != client.sockname[1]:
+        if is_proxy_request and request.port != client.sockname[1] and host != TUNNEL_NAME:
             return False  # another server on this machine, which nobody asked us to be a proxy for
         if isinstance(host, IPv4Address | IPv6Address):
             return self._is_own_address(host, client.sockname[0])

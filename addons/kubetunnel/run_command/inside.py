@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kubetunnel.core.errors import NotForwardable
+from kubetunnel.core.names import TUNNEL_NAME
 from kubetunnel.core.vips import Address
 from kubetunnel.dns import ClusterNames
 from kubetunnel.proxy.clusters import Clusters
@@ -33,6 +34,7 @@ RANGE = IPv4Network("127.128.0.0/9")  # the lower half is the program's own
 MAX_LISTENERS = 512  # half of the usual limit of open files
 _LOOPBACK = "127.0.0.1"
 _DNS_PORT = 53
+_HTTP_PORT = 80
 
 
 class InsideListeners:
@@ -40,7 +42,7 @@ class InsideListeners:
 
     Args:
         courier: makes the sockets.
-        tunnel: where the connections go, by CONNECT.
+        tunnel: where the connections go, by CONNECT; those to TUNNEL_NAME are for itself.
     """
 
     def __init__(self, courier: Courier, tunnel: tuple[str, int]) -> None:
@@ -84,7 +86,9 @@ class InsideListeners:
             bound = await self._courier.bound("tcp", str(address), port)
         except OSError as e:
             raise NotForwardable(f"{name} port {port} gets no listener at {address}: {e.strerror or e}.") from e
-        connect = partial(connect_through, self._tunnel, name, port)
+        connect: Connect = partial(connect_through, self._tunnel, name, port)
+        if name == TUNNEL_NAME:
+            connect = partial(asyncio.open_connection, *self._tunnel)
         self._servers[name, port] = await self.accept(bound, connect, f"{name} port {port}")
         logger.info("%s port %d: listening at %s for the command.", name, port, address)
 
@@ -113,7 +117,13 @@ async def served_inside(courier: Courier, clusters: Clusters, tunnel: tuple[str,
         addresses = VirtualAddresses([RANGE], path=Path(directory, "addresses.json"))
         listeners = InsideListeners(courier, tunnel)
         names = ClusterNames(clusters, addresses, listeners=listeners)
-        server = DnsServer(names, host=_LOOPBACK, port=0, ranges=[RANGE])
+
+        async def tunnel_address() -> Address:
+            address = await addresses.address_of(TUNNEL_NAME)
+            await listeners.open(TUNNEL_NAME, address, [_HTTP_PORT])
+            return address
+
+        server = DnsServer(names, host=_LOOPBACK, port=0, ranges=[RANGE], hosts={TUNNEL_NAME: tunnel_address})
         await server.start()
         datagrams = DatagramRelay(server.addresses[0])
         streams: asyncio.Server | None = None
