@@ -141,10 +141,11 @@ def down(state: Path, dry_run: bool) -> None:
 @_state
 def status(state: Path, as_json: bool) -> None:
     """Each piece as wanted and as found; exit code 1 when something is missing."""
-    from netsetup import setup
+    from netsetup.status import status as look_for
+    from netsetup.status import told_of_outlived
     from netsetup.way_out import left_behind
 
-    found = setup.status(state)
+    found = look_for(state)
     if as_json:
         pieces = [{"wanted": p.step.text, "found": p.found} | ({"why": p.why} if p.why else {}) for p in found.pieces]
         click.echo(json.dumps({"up": found.whole, "pieces": pieces, "conflicts": found.conflicts}, indent=1))
@@ -158,6 +159,9 @@ def status(state: Path, as_json: bool) -> None:
             click.echo(f"{marks[piece.found]:8} {piece.step.text}" + (f"  [{piece.why}]" if piece.why else ""))
         for conflict in found.conflicts:
             click.echo(f"CONFLICT {conflict}")
+        if found.outlived:
+            told = told_of_outlived(found.outlived, found.record)
+            click.echo(f"{told} What undoes it: {as_root('netsetup', 'down')}")
         if not found.record.complete:
             click.echo(f"`up` or `down` was ended before its end. What undoes the rest: {as_root('netsetup', 'down')}")
         elif found.record.temporary:

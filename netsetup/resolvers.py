@@ -1,6 +1,7 @@
 """The resolvers that this system uses, for what is not ours: resolv.conf(5), and systemd-resolved(8) behind its stub.
 
-While our own address stands in resolv.conf it is left out: a DNS server that asks itself would never end.
+While our own address stands in resolv.conf it is left out: a DNS server that asks itself would never end. So it is
+where that line has outlived our network (a power cut).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from kubetunnel.core.names import is_address
-from netsetup.resolv_conf import nameservers
+from netsetup.resolv_conf import nameservers, unmarked
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 RESOLVED_CONF = Path("/run/systemd/resolve/resolv.conf")  # the servers themselves, without the stub
@@ -39,4 +40,4 @@ def _servers(path: Path) -> tuple[str, ...]:
         content = path.read_bytes()
     except FileNotFoundError:
         return ()
-    return tuple(server for server in nameservers(content) if is_address(server))
+    return tuple(server for server in nameservers(unmarked(content)) if is_address(server))

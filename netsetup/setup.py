@@ -9,18 +9,18 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from netsetup.apply import apply, present, undo
+from netsetup.apply import apply, undo
 from netsetup.errors import NetsetupError, SetUpOtherwiseError, StateError, StepError
-from netsetup.found import Found, claim_on, without
+from netsetup.found import Found, without
 from netsetup.layout import Wanted, choose_layout
 from netsetup.machine import boot_id, find
-from netsetup.operations import Operation
 from netsetup.plan import notes, plan
 from netsetup.privileges import as_root
 from netsetup.state import DEFAULT_STATE, Journal, Record, State, open_journal, read_record
+from netsetup.status import look
 from netsetup.way_out import left_behind, our_links
 
 type Tell = Callable[[str], None]
@@ -100,51 +100,6 @@ def dry_run_down(path: Path = DEFAULT_STATE) -> list[str]:
     """The lines that tell what `down` would undo, none where there is nothing. Needs no rights. Errors as `down`."""
     record = read_record(path)
     return [f"- {step.text}" for step in reversed(record.operations)] if record else []
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A step and whether what it makes is there; None where only root could tell (`why` says so)."""
-
-    step: Operation
-    found: bool | None
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What the state file says was set up, and how much of it is there.
-
-    Attributes:
-        record: None where nothing is set up.
-        conflicts: who else has come into our ranges since, in words.
-        whole: it is all there, so far as could be told, `up` came to its end, and nobody is in the way.
-    """
-
-    record: Record | None
-    pieces: tuple[Piece, ...] = ()
-    conflicts: tuple[str, ...] = ()
-
-    @property
-    def whole(self) -> bool:
-        complete = self.record is not None and self.record.complete
-        return complete and not self.conflicts and all(piece.found is not False for piece in self.pieces)
-
-
-def status(path: Path = DEFAULT_STATE) -> Status:
-    """Looks for each piece. Needs no rights, for most of it.
-
-    Raises:
-        StateError: the state file is broken or not to be trusted.
-        StepError: the kernel or a program does not tell.
-    """
-    record = read_record(path)
-    if record is None:
-        return Status(None)
-    rest = without(find(), record.operations)
-    claims = {prefix: claim_on(prefix, rest) for prefix in record.layout.ranges}
-    conflicts = tuple(f"{prefix} is taken by {claim}" for prefix, claim in claims.items() if claim)
-    return Status(record, tuple(_look(step) for step in record.operations), conflicts)
 
 
 def _up(wanted: Wanted, journal: Journal, tell: Tell, *, temporary: bool = False) -> State:
@@ -227,7 +182,7 @@ def _is_as_wanted(record: Record, wanted: Wanted, found: Found) -> bool:
         return False
     # a range that has become free since is no reason to give all names new addresses
     return {*record.layout.ranges} <= {*layout.ranges} and all(
-        _look(step).found is not False for step in record.operations
+        look(step).found is not False for step in record.operations
     )
 
 
@@ -236,7 +191,7 @@ def _kept(wanted: Wanted, record: Record | None) -> State | None:
     if record is None or record.temporary or not record.complete or record.boot_id != boot_id():
         return None
     differences = differing(replace(record.wanted, dns_port=record.layout.dns_port), wanted)
-    differences += [f"{piece.step.text} is missing" for piece in map(_look, record.operations) if piece.found is False]
+    differences += [f"{piece.step.text} is missing" for piece in map(look, record.operations) if piece.found is False]
     if differences:
         raise SetUpOtherwiseError(
             f"The network is set up already (netsetup up), and not as wanted here: {'; '.join(differences)}. Set it "
@@ -282,13 +237,6 @@ def _unfailing(tell: Tell) -> Tell:
             tell(line)
 
     return told
-
-
-def _look(step: Operation) -> Piece:
-    try:
-        return Piece(step, present(step))
-    except StepError as e:
-        return Piece(step, None, e.detail)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.shown import Shown
 from kubetunnel.proxy.upstreams import Upstreams
+from kubetunnel.redirection import setting_up
 from kubetunnel.screen import Facts, screen
 from kubetunnel.setting_values import SettingsError
 from netsetup.errors import StateError
-from netsetup.state import DEFAULT_STATE, State, read_state
+from netsetup.state import DEFAULT_STATE, State, read_record, read_state
+from netsetup.status import outlived_files, told_of_outlived
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +153,7 @@ class KubeTunnel:
 
     def running(self) -> None:
         loop = asyncio.get_running_loop()
+        self._tell_of_what_outlived()
         self.observe.start()
         self.local_ports.start()
         self._greeting = loop.create_task(self._greet(), name="greeting")
@@ -254,6 +258,12 @@ class KubeTunnel:
                 self._told = str(e)
                 logger.warning("%s", e)
             return None
+
+    def _tell_of_what_outlived(self) -> None:
+        with suppress(StateError):  # `_machine` tells of it
+            record = read_record(self.machine_state)
+            if record is not None and (files := outlived_files(record)):
+                logger.warning("%s See: %s", told_of_outlived(files, record), setting_up())
 
     async def _end(self) -> None:
         self._is_ending = True

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.netsetup.private_network import PROJECT, Machine, machine, why_not
+from tests.netsetup.test_up_down import OUTLIVED, start_again
 
 UID = 4242
 USER = "tester"
@@ -112,6 +113,24 @@ def test_names_resolve_and_nothing_is_left(ours: Machine) -> None:
         status = started.end()
     assert status == 0, "".join(started.lines)
     assert ours.facts() == before
+
+
+def test_what_outlived_the_network_is_told_of_at_the_start(ours: Machine, home: Path) -> None:
+    ours.netsetup("up")
+    ours.environ |= {"HOME": str(home), "XDG_STATE_HOME": str(home)}
+    for is_of_before in (False, True):
+        if is_of_before:
+            start_again(ours)
+        started = Started(ours, "--demo", "--dns-port", "0")
+        try:
+            started.wait_for("Try:")
+        finally:
+            assert started.end() == 0
+        lines = [line for line in started.lines if OUTLIVED in line]
+        assert len(lines) == is_of_before, started.lines
+    (told,) = lines
+    assert "See: sudo " in told
+    assert told.endswith("-m kubetunnel netsetup up\n")
 
 
 def test_who_may_listen_on_port_80_listens_where_it_is_led_to(ours: Machine) -> None:

@@ -37,8 +37,8 @@ from netsetup.errors import StateError
 from netsetup.found import Found, FoundLink, FoundResolver, FoundRoute
 from netsetup.layout import Layout, Wanted
 from netsetup.operations import MakeDirectory, link_mac
-from netsetup.setup import Piece, Status
 from netsetup.state import Record
+from netsetup.status import Piece, Status
 
 ZONE = "cluster.local"
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

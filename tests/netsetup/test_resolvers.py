@@ -16,6 +16,8 @@ STUB = "# a comment\nnameserver 127.0.0.53\noptions edns0\nsearch lan\n"
     [
         ("nameserver 192.0.2.1\nnameserver  2001:db8::1\nnameserver 192.0.2.1\n", None, ["192.0.2.1", "2001:db8::1"]),
         ("nameserver 10.8.0.1 # kube-tunnel\nnameserver 192.0.2.1\n", None, ["192.0.2.1"]),
+        ("nameserver 10.9.0.1 # kube-tunnel\nnameserver 192.0.2.1\n", None, ["192.0.2.1"]),  # of a network that is gone
+        ("nameserver 10.9.0.1 # kube-tunnel\n# kube-tunnel- nameserver 192.0.2.1\n", None, ["192.0.2.1"]),
         (STUB, "nameserver 192.0.2.9\n", ["192.0.2.9"]),
         (STUB, "", ["127.0.0.53"]),
         (STUB, None, ["127.0.0.53"]),

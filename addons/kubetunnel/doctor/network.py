@@ -13,8 +13,8 @@ from netsetup.errors import NetsetupError, StateError
 from netsetup.found import Found, FoundLink, Network, claim_on, without
 from netsetup.machine import find
 from netsetup.privileges import as_root
-from netsetup.setup import Status, status
 from netsetup.state import DEFAULT_STATE, State, read_state
+from netsetup.status import Status, status, told_of_outlived
 from netsetup.way_out import left_behind
 
 INTERFACES, RANGES = "interfaces", "virtual IP ranges"
@@ -41,6 +41,9 @@ def judge_interfaces(found: Status, strangers: Sequence[FoundLink], lost: StateE
                 setting_up("--dns-link", "kt-dns0", "--proxy-link", "kt-proxy0"),
             )
         return skip(INTERFACES, "not set up (netsetup up was not run)", UP)
+    if found.outlived:
+        mend = f"{UP}    (or, to do without it: {as_root('netsetup', 'down')})"
+        return fail(INTERFACES, told_of_outlived(found.outlived, record), mend)
     missing = [piece.step.text for piece in found.pieces if piece.found is False]
     if not record.complete:
         return fail(INTERFACES, "netsetup up or down was cut in the middle", as_root("netsetup", "down"))
