@@ -11,7 +11,7 @@ from kubetunnel.core.catalog import Endpoint, ServiceState
 from kubetunnel.core.errors import ServiceNotFound
 from kubetunnel.doctor.dns_path import check_dns_path
 from kubetunnel.doctor.dns_question import dns_server_answers, resolve
-from kubetunnel.doctor.ports import check_dns_port
+from kubetunnel.doctor.ports import asked_at, check_dns_port
 from kubetunnel.doctor.verdict import Level
 from netsetup.answers import Addressed
 from netsetup.dns_server import DnsPortUnavailable, DnsServer
@@ -40,7 +40,7 @@ class NoNames:
 
 # with virtual IPs of IPv6 its own name has an address of IPv6 alone
 @pytest.mark.parametrize("known_at", [(), (IPv6Address("fd00:8::1"),)])
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.7", "::1", "0.0.0.0"])
 async def test_our_own_server(host: str, known_at: tuple[IPv6Address, ...]) -> None:
     server = DnsServer(NoNames(), host=host, port=0, known_at=known_at)
     try:
@@ -49,14 +49,17 @@ async def test_our_own_server(host: str, known_at: tuple[IPv6Address, ...]) -> N
         pytest.skip(f"no {host} here: {error}")
     try:
         port = server.addresses[0][1]
-        assert await asyncio.to_thread(dns_server_answers, host, port, ZONE)
-        assert not await asyncio.to_thread(dns_server_answers, host, port, "other.local")
-        if host == "127.0.0.1":
-            found = await asyncio.to_thread(check_dns_port, port, ZONE)
-            assert (found.level, "ours" in found.found) == (Level.OK, True)
+        asked = asked_at(host)
+        assert await asyncio.to_thread(dns_server_answers, asked, port, ZONE)
+        assert not await asyncio.to_thread(dns_server_answers, asked, port, "other.local")
+        found = await asyncio.to_thread(check_dns_port, host, port, ZONE)
+        shown = f"[{host}]" if ":" in host else host
+        assert (found.level, found.found) == (Level.OK, f"a DNS server of ours answers at {shown}:{port}")
+        path = await asyncio.to_thread(check_dns_path, ZONE, (host, port), None)
+        assert (path.level, "the DNS server runs, but" in path.found) == (Level.WARN, True)
     finally:
         await server.aclose()
-    assert not await asyncio.to_thread(dns_server_answers, host, port, ZONE)
+    assert not await asyncio.to_thread(dns_server_answers, asked, port, ZONE)
 
 
 async def test_where_nothing_is_redirected_the_servers_own_port_is_enough() -> None:
@@ -66,7 +69,7 @@ async def test_where_nothing_is_redirected_the_servers_own_port_is_enough() -> N
         address = IPv4Address("10.8.0.1")
         # macOS: resolver(5) names the port
         machine = State(address, address, (), (ZONE,), 8080, server.addresses[0][1], (), redirected=False, user=None)
-        found = await asyncio.to_thread(check_dns_path, ZONE, 5353, machine)
+        found = await asyncio.to_thread(check_dns_path, ZONE, server.addresses[0], machine)
         assert "does not ask us" in found.found  # the rest is well, though port 53 of 10.8.0.1 leads nowhere
     finally:
         await server.aclose()
@@ -104,6 +107,25 @@ async def test_somebody_elses(form: str) -> None:
         assert answers == (form == "ours")
     finally:
         transport.close()
+
+
+async def test_a_server_at_another_address_than_the_machine_leads_to() -> None:
+    """Nothing is redirected here, so the machine leads to 127.0.0.1."""
+    server = DnsServer(NoNames(), host="127.0.0.7", port=0)
+    await server.start()
+    try:
+        address = IPv4Address("10.8.0.1")
+        machine = State(address, address, (), (ZONE,), 8080, server.addresses[0][1], (), redirected=False, user=None)
+        found = await asyncio.to_thread(check_dns_path, ZONE, server.addresses[0], machine)
+        assert (found.level, found.mend) == (Level.FAIL, "kube-tunnel --dns-ip 127.0.0.1")
+    finally:
+        await server.aclose()
+
+
+def test_an_address_that_is_not_this_machines() -> None:
+    found = check_dns_port("192.0.2.1", 5353, ZONE)
+    assert (found.level, found.mend) == (Level.WARN, "kube-tunnel --dns-ip 127.0.0.1")
+    assert "192.0.2.1 is no address of this machine" in found.found
 
 
 def test_the_system() -> None:

@@ -77,5 +77,5 @@ def test_a_port_that_somebody_else_has() -> None:
         # it accepts in its backlog and says nothing: the question has an end
         found = check_tunnel_port(port)
         assert (found.level, f"(pid {os.getpid()})" in found.found or sys.platform != "linux") == (Level.FAIL, True)
-        assert check_dns_port(port, "cluster.local").level is Level.WARN
+        assert check_dns_port("127.0.0.1", port, "cluster.local").level is Level.WARN
     assert check_tunnel_port(port).level is Level.OK

@@ -23,7 +23,7 @@ from kubetunnel.doctor.cluster import (
     judge_kubeconfig,
     judge_kubeconfig_error,
 )
-from kubetunnel.doctor.dns_path import DnsPath, judge_dns_path
+from kubetunnel.doctor.dns_path import DnsPath, judge_dns_path, judge_tunnel_name
 from kubetunnel.doctor.network import judge_interfaces, judge_ranges
 from kubetunnel.doctor.ports import Binding, judge_dns_port, judge_redirection, judge_tunnel_port
 from kubetunnel.doctor.protocols import judge_protocols
@@ -266,6 +266,7 @@ def test_tunnel_port(found: Binding, level: Level, words: str) -> None:
         (Binding(5353, errno.EADDRINUSE, ours=True), Level.OK, "a DNS server of ours"),
         (Binding(5353, errno.EADDRINUSE, owner="avahi-daemon (pid 7)"), Level.WARN, "avahi-daemon (pid 7) (5353 is"),
         (Binding(53, errno.EACCES), Level.WARN, "--dns-port 8053"),
+        (Binding(5353, 0, ip="::1"), Level.OK, "[::1]:5353 is free"),
     ],
 )
 def test_dns_port(found: Binding, level: Level, words: str) -> None:
@@ -299,6 +300,20 @@ def test_dns_path(
     wanted: str | None, server: bool, routed: bool, system: tuple[str, ...], level: Level, words: str
 ) -> None:
     says(judge_dns_path(DnsPath(ZONE, wanted, server, routed, system)), level, words)
+
+
+def test_dns_path_to_another_address() -> None:
+    found = DnsPath(ZONE, None, True, False, ("127.0.0.7",), "127.0.0.7")
+    says(judge_dns_path(found), Level.OK, "by 127.0.0.7")
+    says(judge_dns_path(replace(found, system=("127.0.0.1",))), Level.WARN, "does not ask it")
+    led = replace(found, wanted="10.8.0.1", system=())
+    says(judge_dns_path(led), Level.FAIL, "does not lead to it", "kube-tunnel --dns-ip 127.0.0.1")
+    says(judge_dns_path(replace(led, ip="0.0.0.0")), Level.FAIL, "does not lead to it", "netsetup up")
+
+
+def test_tunnel_name() -> None:
+    says(judge_tunnel_name(("10.8.0.2",)), Level.OK, "kube-tunnel.internal is 10.8.0.2")
+    says(judge_tunnel_name(()), Level.WARN, "does not find kube-tunnel.internal", "netsetup up")
 
 
 RANGES = (ip_network("10.8.0.0/24"), ip_network("10.9.0.0/24"))

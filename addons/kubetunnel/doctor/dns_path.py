@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 
+from kubetunnel.core.names import TUNNEL_NAME
 from kubetunnel.doctor.dns_question import dns_server_answers, own_name, resolve
 from kubetunnel.doctor.network import UP
-from kubetunnel.doctor.ports import LOOPBACK
+from kubetunnel.doctor.ports import LOOPBACK, LOOPBACK_IPV6, asked_at
 from kubetunnel.doctor.verdict import Verdict, fail, ok, skip, warn
 from netsetup.privileges import as_root
+from netsetup.resolvers import DNS_PORT
 from netsetup.state import State
 
-CHECK = "DNS path"
+CHECK, NAME_CHECK = "DNS path", "tunnel's name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class DnsPath:
         server: whether our DNS server answers at its port.
         routed: whether it does where the system is told that it is.
         system: what the system's resolver says of the zone's name server.
+        ip: where our DNS server listens, or would.
     """
 
     zone: str
@@ -30,6 +34,7 @@ class DnsPath:
     server: bool
     routed: bool
     system: tuple[str, ...]
+    ip: str = LOOPBACK
 
 
 def judge_dns_path(found: DnsPath) -> Verdict:
@@ -39,21 +44,21 @@ def judge_dns_path(found: DnsPath) -> Verdict:
     if not found.server:
         return fail(CHECK, f"the zone {found.zone} is routed to a DNS server that does not run", "kube-tunnel")
     if not found.routed:
-        return fail(
-            CHECK,
-            f"the DNS server runs, but {found.wanted} port 53 does not lead to it",
-            f"{UP}    (what is there: {as_root('netsetup', 'status')})",
-        )
+        mend = f"{UP}    (what is there: {as_root('netsetup', 'status')})"
+        # the redirection leads to loopback of its version, and a server of 127.0.0.1 is at ::1 where need be
+        if asked_at(found.ip) not in (LOOPBACK, LOOPBACK_IPV6 if ":" in found.wanted else LOOPBACK):
+            mend = f"kube-tunnel --dns-ip {LOOPBACK}"
+        return fail(CHECK, f"the DNS server runs, but {found.wanted} port 53 does not lead to it", mend)
     if not found.system:
         return fail(CHECK, f"the system's resolver does not find {name}: it does not ask us", UP)
-    if found.wanted not in found.system and LOOPBACK not in found.system:
+    if not {found.wanted, found.ip} & {*found.system}:
         return fail(CHECK, f"somebody else answers for {found.zone}: {name} is {_listed(found.system)}", UP)
     return ok(CHECK, f"names of {found.zone} come to the tunnel, by {found.wanted}")
 
 
 def _judge_without_netsetup(found: DnsPath, name: str) -> Verdict:
-    if found.server and LOOPBACK in found.system:
-        return ok(CHECK, f"names of {found.zone} come to the tunnel, by {LOOPBACK}")
+    if found.server and found.ip in found.system:
+        return ok(CHECK, f"names of {found.zone} come to the tunnel, by {found.ip}")
     if found.server:
         return warn(
             CHECK,
@@ -70,15 +75,33 @@ def _judge_without_netsetup(found: DnsPath, name: str) -> Verdict:
     )
 
 
-def check_dns_path(zone: str, dns_port: int, state: State | None) -> Verdict:
-    """Blocks for some seconds at most."""
-    wanted, port, redirected = None, dns_port, False
+def check_dns_path(zone: str, listens: tuple[str, int], state: State | None) -> Verdict:
+    """Blocks for some seconds at most.
+
+    Args:
+        listens: the DNS server's address and port, as the settings have them.
+    """
+    ip, port = str(ip_address(listens[0])), listens[1]
+    wanted, led_to = None, (asked_at(ip), port)
     if state is not None:
-        wanted, port, redirected = str(state.dns_ip), state.dns_port, state.redirected
-    server = dns_server_answers(LOOPBACK, port, zone)
-    # where nothing is redirected (macOS) the system is told the server's own port
-    routed = dns_server_answers(wanted, 53, zone) if wanted is not None and redirected else server
-    return judge_dns_path(DnsPath(zone, wanted, server, routed, resolve(own_name(zone))))
+        wanted = str(state.dns_ip)
+        # where nothing is redirected (macOS) the system is told the server's own port
+        led_to = (wanted, DNS_PORT) if state.redirected else (LOOPBACK, state.dns_port)
+    server = dns_server_answers(asked_at(ip), port, zone)
+    routed = server and dns_server_answers(*led_to, zone)
+    return judge_dns_path(DnsPath(zone, wanted, server, routed, resolve(own_name(zone)), ip))
+
+
+def check_tunnel_name() -> Verdict:
+    """Whether the tunnel's own name resolves; to be asked where names of the zones do. Blocks likewise."""
+    return judge_tunnel_name(resolve(TUNNEL_NAME))
+
+
+def judge_tunnel_name(system: tuple[str, ...]) -> Verdict:
+    if system:
+        return ok(NAME_CHECK, f"{TUNNEL_NAME} is {_listed(system)}")
+    text = f"the system's resolver does not find {TUNNEL_NAME}: the tunnel's pages are at its address alone"
+    return warn(NAME_CHECK, text, UP)
 
 
 def _listed(addresses: tuple[str, ...]) -> str:

@@ -27,7 +27,7 @@ from kubetunnel.doctor.cluster import (
     judge_kubeconfig_error,
     username,
 )
-from kubetunnel.doctor.dns_path import check_dns_path
+from kubetunnel.doctor.dns_path import check_dns_path, check_tunnel_name
 from kubetunnel.doctor.network import check_network, set_up
 from kubetunnel.doctor.ports import (
     check_dns_port,
@@ -42,7 +42,7 @@ from kubetunnel.doctor.protocols import check_protocols
 from kubetunnel.doctor.rights import REVIEWS, RIGHTS, SLICES_API, Asked, Right, judge_rights
 from kubetunnel.doctor.surroundings import installed, judge_proxies, judge_versions
 from kubetunnel.doctor.trust import check_trust
-from kubetunnel.doctor.verdict import Verdict, fail
+from kubetunnel.doctor.verdict import Level, Verdict, fail
 from kubetunnel.redirection import Redirection, dns_port
 from netsetup.state import State
 
@@ -127,7 +127,7 @@ def _ports(subject: Subject, machine: State | None) -> list[Verdict]:
     dns = subject.settings.dns
     listens = (dns.ip, dns_port(subject.settings, machine)) if dns.enabled else None
     verdicts = [check_tunnel_port(_port(subject, machine))]
-    verdicts += [check_dns_port(listens[1], subject.zones[0])] if listens and listens[1] else []
+    verdicts += [check_dns_port(*listens, subject.zones[0])] if listens and listens[1] else []
     if machine is not None:
         redirection = Redirection.of(machine, ports=not subject.settings.network.loopback)
         found = find_tunnel(subject.settings.proxy.port, redirection.proxy_port)
@@ -136,8 +136,10 @@ def _ports(subject: Subject, machine: State | None) -> list[Verdict]:
 
 
 def _dns_paths(subject: Subject, machine: State | None) -> list[Verdict]:
-    port = dns_port(subject.settings, machine)
-    return [check_dns_path(zone, port, machine) for zone in subject.zones]
+    server = subject.settings.dns.ip, dns_port(subject.settings, machine)
+    verdicts = [check_dns_path(zone, server, machine) for zone in subject.zones]
+    is_well = all(verdict.level is Level.OK for verdict in verdicts)
+    return [*verdicts, check_tunnel_name()] if is_well else verdicts
 
 
 async def _cluster(choice: Choice) -> list[Verdict]:

@@ -91,13 +91,14 @@ def _address(text: str) -> IPv4Address | IPv6Address:
 
 def bind_error(kind: str, address: str, port: int) -> OSError | None:
     """Why a listener cannot be had at (address, port); None where it can."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as tried:
-        try:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as tried:
             # as our listeners: connections that ended lately do not count, nor do responders of mDNS
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             tried.bind((address, port))
             if kind == "tcp":
                 tried.listen(1)
-        except OSError as error:
-            return error
+    except OSError as error:
+        return error
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from kubetunnel.doctor.dns_question import dns_server_answers
 from kubetunnel.doctor.port_owners import bind_error, owner_of
@@ -12,28 +13,41 @@ from kubetunnel.listening_ports import DEFAULT_PORTS, another_port
 from kubetunnel.redirection import Redirection
 from kubetunnel.running_tunnel import tunnel_answers
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK, LOOPBACK_IPV6 = "127.0.0.1", "::1"
 _UNPRIVILEGED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What was found at a port of loopback.
+    """What was found at a port of this machine.
 
     Attributes:
         error: errno of the attempt to listen there, 0 where it succeeded.
         ours: whether it answers as ours do.
         owner: who has it, if that is known.
+        ip: the address.
     """
 
     port: int
     error: int
     ours: bool = False
     owner: str | None = None
+    ip: str = LOOPBACK
+
+    @property
+    def where(self) -> str:
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
+
+
+def asked_at(ip: str) -> str:
+    """Where a program of this machine asks a server that listens at this address, or at every one."""
+    if not ip_address(ip).is_unspecified:
+        return ip
+    return LOOPBACK_IPV6 if ":" in ip else LOOPBACK
 
 
 def judge_tunnel_port(found: Binding) -> Verdict:
-    check, where = "tunnel's port", f"{LOOPBACK}:{found.port}"
+    check, where = "tunnel's port", found.where
     if found.ours:
         return ok(check, f"a tunnel of ours runs at {where}")
     if not found.error:
@@ -50,11 +64,13 @@ def judge_tunnel_port(found: Binding) -> Verdict:
 
 
 def judge_dns_port(found: Binding) -> Verdict:
-    check, where = "DNS port", f"{LOOPBACK}:{found.port}"
+    check, where = "DNS port", found.where
     if found.ours:
         return ok(check, f"a DNS server of ours answers at {where}")
     if not found.error:
         return ok(check, f"{where} is free")
+    if found.error == errno.EADDRNOTAVAIL:
+        return warn(check, f"{found.ip} is no address of this machine (dns.ip)", f"kube-tunnel --dns-ip {LOOPBACK}")
     if found.error == errno.EACCES:
         reason = f"may not be bound by you: it is below {_UNPRIVILEGED}"
     else:
@@ -112,11 +128,11 @@ def free_default_port() -> int:
     return next((port for port in DEFAULT_PORTS if bind_error("tcp", LOOPBACK, port) is None), DEFAULT_PORTS[-1])
 
 
-def check_dns_port(port: int, zone: str) -> Verdict:
+def check_dns_port(ip: str, port: int, zone: str) -> Verdict:
     """Blocks likewise."""
     for kind in ("udp", "tcp"):
-        error = bind_error(kind, LOOPBACK, port)
+        error = bind_error(kind, ip, port)
         if error is not None:
-            ours = dns_server_answers(LOOPBACK, port, zone)
-            return judge_dns_port(Binding(port, error.errno or errno.EIO, ours, owner_of(kind, LOOPBACK, port)))
-    return judge_dns_port(Binding(port, 0))
+            ours = dns_server_answers(asked_at(ip), port, zone)
+            return judge_dns_port(Binding(port, error.errno or errno.EIO, ours, owner_of(kind, ip, port), ip))
+    return judge_dns_port(Binding(port, 0, ip=ip))
