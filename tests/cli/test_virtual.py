@@ -3,6 +3,7 @@ user's, and afterwards nothing is left."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -105,6 +106,11 @@ def test_names_resolve_and_nothing_is_left(ours: Machine) -> None:
             answer = ours.run("curl", "-sSk", "--max-time", "20", "--write-out", " %{http_code} %{remote_ip}", url)
             assert answer.stdout.endswith(" 200 10.8.0.2"), answer.stdout
         assert ours.run("dig", "+short", "@10.8.0.1", HOST).stdout.startswith("10.")
+        doctor = ours.run(sys.executable, "-m", "kubetunnel", "doctor", "--json", check=False).stdout
+        found = {check["check"]: (check["level"], check["found"]) for check in json.loads(doctor)["checks"]}
+        for check in ("tunnel's port", "DNS port", "DNS path", "tunnel's name", "interfaces", "redirection"):
+            assert found[check][0] == "ok", found
+        assert found["tunnel's name"][1] == "kube-tunnel.internal is 10.8.0.2"
         served = ours.run("ss", "-Hltnp", "sport = :8080").stdout
         pid = re.search(r"pid=(\d+)", served)
         assert pid is not None, served
