@@ -29,7 +29,8 @@ from tests.proxy.databases import free_port
 with warnings.catch_warnings():  # mitmproxy's filters use former names of pyparsing
     warnings.simplefilter("ignore")
     from kubetunnel import naming
-    from kubetunnel.naming import LOOPBACK_RANGE, Naming, NamingPlan, plan_naming, tunnel_address
+    from kubetunnel.naming import Naming
+    from kubetunnel.naming_plan import LOOPBACK_RANGE, NamingPlan, plan_naming, tunnel_address
 
 RANGES = (ip_network("10.8.0.0/24"), ip_network("10.9.0.0/24"))
 DNS_IP, PROXY_IP = ip_address("10.8.0.1"), ip_address("10.8.0.2")

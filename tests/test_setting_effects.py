@@ -41,7 +41,7 @@ from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.settings import Settings, every_setting
 from kubetunnel.core.spoken import Spoken
 from kubetunnel.forward.pod_streams import PodStreams
-from kubetunnel.naming import plan_naming
+from kubetunnel.naming_plan import plan_naming
 from kubetunnel.observe.traffic import ServiceKey
 from kubetunnel.proxy import attempts
 from kubetunnel.proxy.gate import http_policy

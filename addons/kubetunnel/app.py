@@ -21,7 +21,8 @@ from kubetunnel.demo import Demo
 from kubetunnel.inspect.inspection import Inspection
 from kubetunnel.local_ports import LocalPorts
 from kubetunnel.log_lines import RequestLines, set_format
-from kubetunnel.naming import Naming, plan_naming
+from kubetunnel.naming import Naming
+from kubetunnel.naming_plan import plan_naming
 from kubetunnel.observe.observe import Observe
 from kubetunnel.observe.sources import HealthPolicy
 from kubetunnel.observe.traffic import ServiceKey

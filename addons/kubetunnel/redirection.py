@@ -17,6 +17,7 @@ from netsetup.privileges import as_root, settings_in
 from netsetup.state import State
 
 LOOPBACK = "127.0.0.1"
+LOOPBACK_IPV6 = "::1"  # where redirections of IPv6 addresses lead
 
 
 def dns_port(settings: Settings, machine: State | None) -> int:
@@ -47,7 +48,7 @@ class Redirection:
     @classmethod
     def of(cls, machine: State, *, ports: bool = True) -> Self:
         """`ports`: whether names are answered with virtual IPs at all."""
-        host = LOOPBACK if machine.dns_ip.version == 4 or not machine.redirected else "::1"
+        host = LOOPBACK if machine.dns_ip.version == 4 or not machine.redirected else LOOPBACK_IPV6
         return cls(
             str(machine.dns_ip), machine.proxy_port if ports and machine.redirected else None, machine.dns_port, host
         )

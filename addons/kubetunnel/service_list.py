@@ -10,7 +10,7 @@ from kubetunnel.core.catalog import Service, ServicePort
 from kubetunnel.core.errors import Forbidden
 from kubetunnel.core.names import ServiceName
 from kubetunnel.core.settings import Settings
-from kubetunnel.naming import plan_naming
+from kubetunnel.naming_plan import plan_naming
 from kubetunnel.proxy.clusters import Session
 from kubetunnel.virtual_addresses import VirtualAddresses, default_path
 from netsetup.errors import StateError

@@ -15,7 +15,8 @@ from pathlib import Path
 from kubetunnel.app import KubeTunnel
 from kubetunnel.core.names import PodName, ServiceName, parse_name
 from kubetunnel.dns import ClusterNames
-from kubetunnel.naming import Naming, NamingPlan
+from kubetunnel.naming import Naming
+from kubetunnel.naming_plan import NamingPlan
 from kubetunnel.proxy.loopback import LoopbackListeners
 from kubetunnel.proxy.mode import serve_connection
 from kubetunnel.virtual_addresses import VirtualAddresses

@@ -35,7 +35,8 @@ async def _serve(settings: Settings) -> int:
     """Until SIGINT or SIGTERM. The exit status: 1 where it could not begin."""
     from kubetunnel.core.errors import KubeTunnelError
     from kubetunnel.demo import Demo
-    from kubetunnel.naming import Naming, plan_naming
+    from kubetunnel.naming import Naming
+    from kubetunnel.naming_plan import plan_naming
     from kubetunnel.proxy.clusters import Clusters
     from kubetunnel.proxy.virtual_destinations import VirtualDestinations
     from netsetup.errors import NetsetupError

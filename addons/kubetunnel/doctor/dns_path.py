@@ -8,8 +8,9 @@ from ipaddress import ip_address
 from kubetunnel.core.names import TUNNEL_NAME
 from kubetunnel.doctor.dns_question import dns_server_answers, own_name, resolve
 from kubetunnel.doctor.network import UP
-from kubetunnel.doctor.ports import LOOPBACK, LOOPBACK_IPV6, asked_at
+from kubetunnel.doctor.ports import asked_at
 from kubetunnel.doctor.verdict import Verdict, fail, ok, skip, warn
+from kubetunnel.redirection import LOOPBACK, LOOPBACK_IPV6
 from netsetup.privileges import as_root
 from netsetup.resolvers import DNS_PORT
 from netsetup.state import State

@@ -10,10 +10,9 @@ from kubetunnel.doctor.dns_question import dns_server_answers
 from kubetunnel.doctor.port_owners import bind_error, owner_of
 from kubetunnel.doctor.verdict import Verdict, fail, ok, warn
 from kubetunnel.listening_ports import DEFAULT_PORTS, another_port
-from kubetunnel.redirection import Redirection
+from kubetunnel.redirection import LOOPBACK, LOOPBACK_IPV6, Redirection
 from kubetunnel.running_tunnel import tunnel_answers
 
-LOOPBACK, LOOPBACK_IPV6 = "127.0.0.1", "::1"
 _UNPRIVILEGED = 1024
 
 

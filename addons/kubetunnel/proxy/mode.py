@@ -23,13 +23,12 @@ from mitmproxy.proxy.context import Context
 from kubetunnel.doctor.port_owners import owner_of
 from kubetunnel.listening_ports import DEFAULT_PORTS, another_port
 from kubetunnel.proxy.connection import KubeConnection
+from kubetunnel.redirection import LOOPBACK, LOOPBACK_IPV6
 from netsetup.errors import StateError
 from netsetup.state import State, read_state
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
-LOOPBACK_IPV6 = "::1"  # where redirections of IPv6 addresses lead
 # mitmproxy's own would end a stream that idles for minutes, which gRPC and WebSocket streams may well do
 _LONG_LIVED = {"tcp_timeout": 7 * 24 * 3600, "http2_ping_keepalive": 0}
 
