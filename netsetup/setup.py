@@ -15,11 +15,12 @@ from pathlib import Path
 from netsetup.apply import apply, undo
 from netsetup.errors import NetsetupError, SetUpOtherwiseError, StateError, StepError
 from netsetup.found import Found, without
+from netsetup.journal import Journal, open_journal
 from netsetup.layout import Wanted, choose_layout
 from netsetup.machine import boot_id, find
 from netsetup.plan import notes, plan
 from netsetup.privileges import as_root
-from netsetup.state import DEFAULT_STATE, Journal, Record, State, open_journal, read_record
+from netsetup.state import DEFAULT_STATE, Record, State, read_record
 from netsetup.status import look
 from netsetup.way_out import left_behind, our_links
 

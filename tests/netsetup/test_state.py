@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from netsetup.errors import AnotherInstanceError, StateError
+from netsetup.journal import open_journal
 from netsetup.layout import Wanted, choose_layout
 from netsetup.machine import boot_id
 from netsetup.operations import (
@@ -25,7 +26,7 @@ from netsetup.operations import (
     SetLinkResolver,
     WriteFile,
 )
-from netsetup.state import Record, State, open_journal, read_record, read_state
+from netsetup.state import Record, State, read_record, read_state
 from tests.netsetup.machines import laptop
 
 STEPS: tuple[Operation, ...] = (
