@@ -133,7 +133,7 @@ async def test_forwards_dns_and_events_are_live_too(page: Page, tunnel: Dashboar
     tunnel.send("forward_gone", {"zone": "cluster.local", "namespace": "shop", "pod": "api-1"})
     await page.until("document.querySelector('#forwards').hidden")
     await page.click("[data-nav=dns]")
-    await page.until("document.querySelector('#no-dns').innerText.includes('kube-tunnel dns')")
+    await page.until("document.querySelector('#no-dns').innerText.includes('kube-tunnel netsetup dns')")
     query = {"at": time.time(), "name": "api.shop.svc.cluster.local", "type": "A", "code": "NXDOMAIN"}
     answers = [{"type": "A", "code": "NXDOMAIN", "count": 1234}]
     tunnel.send("dns", {"answers": answers, "cached": 1, "addresses": ["127.0.0.1:5353"], "queries": [query]})
