@@ -39,7 +39,7 @@ from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.shown import Shown
 from kubetunnel.proxy.upstreams import Upstreams
-from kubetunnel.redirection import setting_up
+from kubetunnel.redirection import mending_what_outlived
 from kubetunnel.screen import Facts, screen
 from kubetunnel.setting_values import SettingsError
 from netsetup.errors import StateError
@@ -264,7 +264,7 @@ class KubeTunnel:
         with suppress(StateError):  # `_machine` tells of it
             record = read_record(self.machine_state)
             if record is not None and (files := outlived_files(record)):
-                logger.warning("%s See: %s", told_of_outlived(files, record), setting_up())
+                logger.warning("%s See: %s", told_of_outlived(files, record), mending_what_outlived())
 
     async def _end(self) -> None:
         self._is_ending = True

@@ -31,6 +31,11 @@ def setting_up(*options: str) -> str:
     return as_root("kubetunnel", "netsetup", "up", *options, keep=settings_in(os.environ))
 
 
+def mending_what_outlived() -> str:
+    """What to type where the resolver is led to a network that is gone (`netsetup.status.outlived_files`)."""
+    return f"{setting_up()}    (or, to do without it: {as_root('netsetup', 'down')})"
+
+
 @dataclass(frozen=True, slots=True)
 class Redirection:
     """Where the machine leads virtual IPs to, and port 53 of the DNS address.

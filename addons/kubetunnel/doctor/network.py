@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 from kubetunnel.core.settings import NetworkSettings
 from kubetunnel.doctor.verdict import Verdict, fail, ok, skip, warn
-from kubetunnel.redirection import setting_up
+from kubetunnel.redirection import mending_what_outlived, setting_up
 from netsetup.errors import NetsetupError, StateError
 from netsetup.found import Found, FoundLink, Network, claim_on, without
 from netsetup.machine import find
@@ -42,8 +42,7 @@ def judge_interfaces(found: Status, strangers: Sequence[FoundLink], lost: StateE
             )
         return skip(INTERFACES, "not set up (netsetup up was not run)", UP)
     if found.outlived:
-        mend = f"{UP}    (or, to do without it: {as_root('netsetup', 'down')})"
-        return fail(INTERFACES, told_of_outlived(found.outlived, record), mend)
+        return fail(INTERFACES, told_of_outlived(found.outlived, record), mending_what_outlived())
     missing = [piece.step.text for piece in found.pieces if piece.found is False]
     if not record.complete:
         return fail(INTERFACES, "netsetup up or down was cut in the middle", as_root("netsetup", "down"))
