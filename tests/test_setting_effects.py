@@ -254,7 +254,6 @@ def answer_of_a_pod_that_stops(world: World) -> bytes:
     book = world.book
     book.from_client(REQUEST)
     book.from_upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")
-    book.silences_s[book.upstreams[0]] = 2.0
     book.pass_time(2)
     return book.to_client()[:12]
 

@@ -80,7 +80,7 @@ class Playbook:
         self.hook_names: list[str] = []
         self.open_errors: list[KubeTunnelError] = []  # of the attempts that fail, in turn
         self.stream_errors: dict[Connection, KubeTunnelError] = {}
-        self.silences_s: dict[Connection, float] = {}
+        self.read_s = 0.0  # how much of the time upstreams were read from
         self._queue: deque[events.Event] = deque()
         self.layer = KubeHttpLayer(
             Context(self.client, options), HTTPMode.regular, self, policy, self, self.aborted.append,
@@ -102,8 +102,8 @@ class Playbook:
     def resume(self, connection: Connection) -> None:
         self.paused.discard(connection)
 
-    def silent_s(self, connection: Connection) -> float:
-        return self.silences_s.get(connection, 0.0)
+    def waited_s(self, connection: Connection) -> float:
+        return self.read_s
 
     def may_have_departed(self, client: Client) -> bool:
         return self.client.state is not ConnectionState.CAN_WRITE
@@ -151,8 +151,10 @@ class Playbook:
         server.alpn = b"h2" if self.h2_upstream else None
         self.upstreams.append(server)
 
-    def pass_time(self, seconds: float) -> None:
+    def pass_time(self, seconds: float, *, reading: bool = True) -> None:
+        """`reading`: whether somebody reads from the upstreams meanwhile."""
         self.now_s += seconds
+        self.read_s += seconds if reading else 0.0
         for wakeup in [w for w in self.wakeups if self._due_s[w] <= self.now_s]:
             self.wakeups.remove(wakeup)
             self.feed(events.Wakeup(wakeup))

@@ -17,6 +17,7 @@ from kubetunnel.proxy.http.upstream_side import IDLE_TIMEOUT_S
 from tests.proxy.http_playbook import H2Peer, Playbook, stream_bodies
 
 GRPC = ("content-type", "application/grpc")
+READ_TIMEOUT_S = 3.0
 
 
 def h2_book() -> tuple[Playbook, H2Peer]:
@@ -408,6 +409,73 @@ def test_a_silent_stream_outlives_every_limit() -> None:
     pod.flush()
     peer.flush()
     assert [peer.body(s) for s in (unanswered, watch, events)] == [b"late"] * 3
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_stream_that_stops_beside_a_busy_one(streamed: bool) -> None:
+    """The pod owes more of two responses: what comes of the one says nothing of the other."""
+    hooks = {"responseheaders": stream_bodies} if streamed else {}
+    policy = HttpPolicy(ExchangePolicy(read_timeout_s=READ_TIMEOUT_S))
+    book = Playbook(h2_client=True, h2_upstream=True, policy=policy, **hooks)
+    peer = book.h2_client()
+    stopped, busy, call, events_ = (
+        peer.request("/stops"), peer.request("/busy"), peer.request("/s/m", GRPC, method="POST", body=b"in"),
+        peer.request("/events"),
+    )  # fmt: skip
+    pod = pod_of(book)
+    for number in (1, 3):
+        pod.respond(number, ("content-length", "100"), end=False)
+    pod.respond(5, GRPC, ("content-length", "100"), end=False)
+    pod.respond(7, ("content-type", "text/event-stream"), end=False)
+    for second in range(10):
+        for number in (1, 3) if second == 0 else (3,):
+            pod.h2.send_data(number, b"x")
+        pod.flush()
+        resets = pod.of(h2.events.StreamReset)
+        assert len(resets) == (second >= READ_TIMEOUT_S)
+        book.pass_time(1)
+    assert [reset.stream_id for reset in pod.of(h2.events.StreamReset)] == [1]
+    peer.flush()
+    if streamed:
+        assert peer.of(h2.events.StreamReset, stopped)
+        assert "nothing more of its response came in 3 s" in str(book.flows[0].error)
+    else:
+        assert (peer.status(stopped), peer.fields(stopped)["x-kube-tunnel-error"]) == ("504", "Timeout")
+        assert b"nothing more of its response came in 3 s" in peer.body(stopped)
+    pod.h2.send_data(3, b"x" * 90, end_stream=True)
+    for number in (5, 7):
+        pod.h2.send_data(number, b"x" * 100, end_stream=True)
+    pod.flush()
+    peer.flush()
+    assert [peer.body(stream) for stream in (busy, call, events_)] == [b"x" * 100] * 3
+    assert not book.closed
+    assert leftovers(book) == []
+
+
+def test_a_stream_whose_client_reads_late_is_not_called_silent() -> None:
+    """The pod may send no more of it, which is no silence of the pod's; its time begins when it may."""
+    policy = HttpPolicy(ExchangePolicy(read_timeout_s=READ_TIMEOUT_S))
+    book = Playbook(h2_client=True, h2_upstream=True, policy=policy, responseheaders=stream_bodies)
+    peer = book.h2_client()
+    slow = peer.request()
+    pod = pod_of(book)
+    size = HIGH_WATER_BYTES + STREAM_WINDOW_BYTES
+    pod.respond(1, ("content-length", str(10 * size)), end=False)
+    while not book.layer._throttled:
+        pod.h2.send_data(1, b"x" * (16 << 10))
+        pod.flush()
+        peer.flush()
+    book.pass_time(READ_TIMEOUT_S)
+    book.pass_time(READ_TIMEOUT_S - 0.1)
+    while book.layer._throttled:
+        peer.h2.acknowledge_received_data(1 << 15, slow)
+        peer.flush()
+    book.pass_time(0.1)
+    pod.flush()
+    assert not pod.of(h2.events.StreamReset)
+    book.pass_time(READ_TIMEOUT_S)
+    pod.flush()
+    assert pod.of(h2.events.StreamReset)
 
 
 def test_streams_beyond_the_pods_limit_wait_and_all_are_served() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
+import pytest
 from mitmproxy.connection import Server
 
+from kubetunnel.proxy.http import reading as reading_module
 from kubetunnel.proxy.http.reading import PausableReaders
 
 
@@ -26,3 +29,33 @@ async def test_a_paused_reader_reads_nothing_until_it_is_resumed() -> None:
 def test_other_connections_are_not_concerned() -> None:
     readers = PausableReaders()
     readers.pause(Server(address=("api.shop", 80)))
+
+
+async def test_what_counts_as_waiting_for_the_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time within reads, over all of them; neither while the reader is paused, nor while nobody reads."""
+    now_s = 100.0
+    monkeypatch.setattr(reading_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    readers, server = PausableReaders(), Server(address=("api.shop", 80))
+    assert readers.waited_s(server) == 0
+    source = asyncio.StreamReader()
+    reader = readers.wrap(server, source)
+    now_s += 10  # nobody reads
+    assert readers.waited_s(server) == 0
+    for seconds in (3, 4):
+        before_s = readers.waited_s(server)
+        reading = asyncio.ensure_future(reader.read(10))
+        await asyncio.sleep(0)
+        now_s += seconds
+        assert readers.waited_s(server) == before_s + seconds
+        source.feed_data(b"abc")
+        assert await reading == b"abc"
+        now_s += 10
+        assert readers.waited_s(server) == before_s + seconds
+    readers.pause(server)
+    reading = asyncio.ensure_future(reader.read(10))
+    await asyncio.sleep(0)
+    now_s += 10
+    assert readers.waited_s(server) == 7
+    readers.resume(server)
+    source.feed_data(b"abc")
+    assert await reading == b"abc"

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 import websockets
 
 from kubetunnel.sim.cluster import SimCluster
+from kubetunnel.sim.objects import Port, ServiceSpec
+from kubetunnel.sim.pods import Container, PodTemplate
 from tests.proxy.loopback import socks5_request
 from tests.tunnel import Tunnel
 
 NAME = "echo.demo.svc.cluster.local"
+STOPS = "stops.demo.svc.cluster.local"
 SHORT = ("read_timeout", "write_timeout", "response_header_timeout", "grpc_timeout", "pool_idle_timeout")
 SHORT_S = 1
 SILENCE_S = 3.5  # longer than all of them, and than two looks of whoever looks after connections
@@ -94,6 +98,26 @@ async def events(tunnel: Tunnel) -> AsyncIterator[Say]:
     await writer.wait_closed()
 
 
+@pytest.fixture
+async def stopping_pod(sim: SimCluster) -> AsyncIterator[None]:
+    """A Service of a pod that sends the half of its response."""
+    pod = await sim.add_pod("demo", "stops", PodTemplate({"app": "stops"}, (Container("stops", "stops"),)))
+    await sim.add_service(ServiceSpec("demo", "stops", (Port(80),), {"app": "stops"}))
+    async with await asyncio.start_server(_stop_in_the_middle, "127.0.0.1", 0) as server:
+        assert pod.workload is not None
+        pod.workload.map_port(80, server.sockets[0].getsockname())
+        yield
+
+
+async def _stop_in_the_middle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")
+    await reader.read()  # until we go away
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.usefixtures("stopping_pod")
 async def test_streams_survive_their_silence(sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path) -> None:
     script = tmp_path / "show_options.py"
     script.write_text(SHOW_OPTIONS)
@@ -112,3 +136,7 @@ async def test_streams_survive_their_silence(sim: SimCluster, start_tunnel: Call
                 assert await asyncio.gather(*(say(text) for say in says)) == [text] * len(says)
             if text == b"before":
                 await asyncio.sleep(SILENCE_S)
+    # a length is a promise
+    answer = await asyncio.to_thread(tunnel.get, STOPS)
+    assert (answer.status, answer.reason) == (504, "Timeout")
+    assert f"nothing more of its response came in {SHORT_S} s" in answer.text

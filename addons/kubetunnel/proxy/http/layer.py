@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from mitmproxy.connection import Client, Connection, ConnectionState
@@ -15,7 +16,7 @@ from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import DropStream, HTTPMode, RegisterHttpConnection, SendHttp
 from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
-from mitmproxy.proxy.layers.http._events import RequestHeaders
+from mitmproxy.proxy.layers.http._events import RequestHeaders, ResponseData
 
 from kubetunnel.proxy.http.deadlines import Deadlines
 from kubetunnel.proxy.http.events import (
@@ -54,13 +55,24 @@ class Reading(Protocol):
         """Goes on."""
         ...
 
-    def silent_s(self, connection: Connection) -> float:
-        """For how long we have been waiting for its next bytes; 0 while we do not."""
+    def waited_s(self, connection: Connection) -> float:
+        """For how long, in all, we have waited for its bytes: not while it waited for us."""
         ...
 
     def may_have_departed(self, client: Client) -> bool:
         """Whether a client that sends no more may be gone altogether."""
         ...
+
+
+@dataclass(slots=True)
+class _Silence:
+    """How long a response may pause, of the time in which we wait for its upstream.
+
+    `heard_s`: how much of that time there had been when its last piece came. Others may use the same connection.
+    """
+
+    allowed_s: float
+    heard_s: float = 0.0
 
 
 class KubeHttpLayer(UpstreamSide):
@@ -94,7 +106,7 @@ class KubeHttpLayer(UpstreamSide):
         self._reading = reading
         self._abort = abort
         self._deadlines: Deadlines[int] = Deadlines()
-        self._silences_s: dict[int, float] = {}  # by stream
+        self._silences: dict[int, _Silence] = {}  # by stream
         self._throttled: dict[int, tuple[Connection, Connection]] = {}  # stream: from, to
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -196,6 +208,8 @@ class KubeHttpLayer(UpstreamSide):
                 yield from self.make_stream(event.stream_id)
         # one that is over is not interested
         if stream := self.streams.get(event.stream_id):
+            if isinstance(event, ResponseData):
+                self._note_heard(event.stream_id)
             yield from self.event_to_child(stream, event)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
@@ -206,12 +220,14 @@ class KubeHttpLayer(UpstreamSide):
     def _drop(self, stream_id: int) -> layer.CommandGenerator[None]:
         self.streams.pop(stream_id, None)
         self._deadlines.discard(stream_id)
-        self._silences_s.pop(stream_id, None)
+        self._silences.pop(stream_id, None)
         yield from self._unthrottle(stream_id)
 
     def _set_deadline(self, command: AwaitResponse) -> layer.CommandGenerator[None]:
+        self._silences.pop(command.stream_id, None)  # of an attempt before
         if command.silence and command.timeout_s is not None:
-            self._silences_s[command.stream_id] = command.timeout_s
+            self._silences[command.stream_id] = _Silence(command.timeout_s)
+            self._note_heard(command.stream_id)
         if command.timeout_s is None:
             self._deadlines.discard(command.stream_id)
         elif self._deadlines.set(command.stream_id, self._clock() + command.timeout_s):
@@ -219,24 +235,33 @@ class KubeHttpLayer(UpstreamSide):
 
     def _end_of_time(self) -> layer.CommandGenerator[None]:
         for stream_id in self._deadlines.passed(self._clock()):
-            left_s = self._left_of_silence_s(stream_id)
-            if left_s > 0:
-                self._deadlines.set(stream_id, self._clock() + left_s)
+            silence = self._silences.get(stream_id)
+            left_s = silence.allowed_s - self._silent_s(stream_id) if silence else 0.0
+            if silence and left_s > 0:
+                # beside a busy stream little of the time is waiting: no look after ever shorter times
+                self._deadlines.set(stream_id, self._clock() + max(left_s, silence.allowed_s / 10))
             else:
                 yield from self._receive(DeadlinePassed(stream_id))
         yield from self.wake_at(self._deadlines.next_wakeup(self._clock()))
 
-    def _left_of_silence_s(self, stream_id: int) -> float:
-        """How much longer the upstream of this response may be silent, 0 where that does not matter.
+    def _note_heard(self, stream_id: int) -> None:
+        if silence := self._silences.get(stream_id):
+            silence.heard_s = self._waited_s(stream_id)
+
+    def _silent_s(self, stream_id: int) -> float:
+        """For how long the upstream of this response has sent nothing of it.
 
         It is silent while we wait for it, and not while it waits for us: for a client that reads slowly.
         """
-        allowed_s, stream = self._silences_s.get(stream_id), self.streams.get(stream_id)
-        if allowed_s is None or self._reading is None or not isinstance(stream, KubeHttpStream):
-            return 0.0
         if stream_id in self._throttled:
-            return allowed_s
-        return allowed_s - self._reading.silent_s(stream.flow.server_conn)
+            return 0.0
+        return self._waited_s(stream_id) - self._silences[stream_id].heard_s
+
+    def _waited_s(self, stream_id: int) -> float:
+        stream = self.streams.get(stream_id)
+        if self._reading is None or not isinstance(stream, KubeHttpStream):
+            return self._clock()
+        return self._reading.waited_s(stream.flow.server_conn)
 
     # flow control
 
@@ -254,6 +279,7 @@ class KubeHttpLayer(UpstreamSide):
 
     def _unthrottle(self, stream_id: int) -> layer.CommandGenerator[None]:
         if ends := self._throttled.pop(stream_id, None):
+            self._note_heard(stream_id)  # it had to wait
             yield from self._throttle(stream_id, ends[0], paused=False)
 
     def _throttle(self, stream_id: int, source: Connection, *, paused: bool) -> layer.CommandGenerator[None]:

@@ -38,19 +38,26 @@ class PausableReader:
         self.may_read = asyncio.Event()
         self.may_read.set()
         self.is_reading = False
-        self.reading_since_s = 0.0
+        self._reading_since_s = 0.0
+        self._waited_s = 0.0  # in reads that are over
+
+    @property
+    def waited_s(self) -> float:
+        """For how long, in all, somebody has waited in `read` for what the peer sends."""
+        return self._waited_s + (time.monotonic() - self._reading_since_s if self.is_reading else 0.0)
 
     async def read(self, n: int, /) -> bytes:
         """As the reader's; none where it fails."""
         await self.may_read.wait()
         self.is_reading = True
-        self.reading_since_s = time.monotonic()
+        self._reading_since_s = time.monotonic()
         try:
             return await self.reader.read(n)
         except OSError as e:
             e.__traceback__ = None
             return b""
         finally:
+            self._waited_s = self.waited_s
             self.is_reading = False
 
 
@@ -75,10 +82,10 @@ class PausableReaders:
         if reader := self._readers.get(connection.id):
             reader.may_read.clear()
 
-    def silent_s(self, connection: Connection) -> float:
-        """For how long we have been waiting for its next bytes; 0 while we do not."""
+    def waited_s(self, connection: Connection) -> float:
+        """For how long, in all, we have waited for its bytes: not while it waited for us."""
         reader = self._readers.get(connection.id)
-        return time.monotonic() - reader.reading_since_s if reader is not None and reader.is_reading else 0.0
+        return reader.waited_s if reader is not None else 0.0
 
     def may_have_departed(self, client: Client) -> bool:
         """Whether a client that sends no more may be gone altogether; of one on another machine that is not known."""
