@@ -399,6 +399,35 @@ async def test_a_cancelled_connect_leaves_nothing_open(kubeconfig: WriteKubeconf
             await ended.wait()
 
 
+@pytest.mark.parametrize("bulk", [False, True])
+async def test_a_connect_that_is_cancelled_as_tls_begins_keeps_its_descriptor_until_its_end(
+    api_server: FakeApi, kubeconfig: WriteKubeconfig, bulk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed under its transport, it would be another connection's, which then fails or hears nothing."""
+    monkeypatch.setattr("kubetunnel.cluster.connection.CLOSE_TIMEOUT_S", 3600.0)  # nobody waits for a good-bye
+
+    class GivenUp(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.lost = asyncio.Event()
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.socket = transport.get_extra_info("socket")
+            connecting.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost.set()
+
+    access = await load_access(kubeconfig=kubeconfig())
+    protocol = GivenUp()
+    connecting = asyncio.create_task(access.connect(lambda: protocol, bulk=bulk))
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    assert protocol.socket.fileno() >= 0, "its transport is not through with it"
+    async with asyncio.timeout(30):
+        await protocol.lost.wait()
+    await access.aclose()
+
+
 async def test_no_secret_is_logged(
     api_server: FakeApi, kubeconfig: WriteKubeconfig, caplog: pytest.LogCaptureFixture
 ) -> None:

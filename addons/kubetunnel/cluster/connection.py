@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -64,6 +65,11 @@ async def open_connection[P: asyncio.BaseProtocol](
             server_hostname=name,
             ssl_shutdown_timeout=close_timeout_s,
         )
+    except asyncio.CancelledError:
+        # TLS may have begun: its transport says good-bye for a while, on a descriptor that would be another's by then
+        with contextlib.suppress(OSError):
+            connected.shutdown(socket.SHUT_RDWR)
+        raise
     except BaseException:
         connected.close()
         raise
