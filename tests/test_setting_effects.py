@@ -23,6 +23,7 @@ from google.protobuf import descriptor_pb2
 from mitmproxy.addonmanager import Loader
 from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.options import Options
+from mitmproxy.proxy.context import Context
 
 with warnings.catch_warnings():  # mitmproxy's filters use former names of pyparsing
     warnings.simplefilter("ignore")
@@ -44,7 +45,7 @@ from kubetunnel.forward.pod_streams import PodStreams
 from kubetunnel.naming_plan import plan_naming
 from kubetunnel.observe.traffic import ServiceKey
 from kubetunnel.proxy import attempts
-from kubetunnel.proxy.gate import http_policy
+from kubetunnel.proxy.limits import http_policy
 from kubetunnel.proxy.routing import Destination
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 from kubetunnel.proxy.web_pages import WebPages
@@ -527,3 +528,18 @@ async def test_a_setting_changes_what_is_seen(
             seen.append(await found if asyncio.iscoroutine(found) else found)
     assert row.before != row.after
     assert seen == [row.before, row.after]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_changed_limit_reaches_clients_that_are_connected(
+    sim: SimCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(sim, tmp_path, monkeypatch, {}) as made:
+        gate: Any = next(addon for addon in made.tunnel.addons if getattr(addon, "name", "") == "kubetunnel_gate")
+        client = made.book
+        connected = gate._http_layer(Context(client.client, client.layer.context.options))
+        before = connected.policy
+        assert connected.policy is before
+        made.options.update(kube_read_timeout="2s")
+        made.tunnel.configure({"kube_read_timeout"})
+        assert (before.exchange.read_timeout_s, connected.policy.exchange.read_timeout_s) == (30.0, 2.0)

@@ -62,6 +62,7 @@ class Playbook:
             peername=("127.0.0.1", 50000), sockname=("127.0.0.1", 8080), timestamp_start=0, state=ConnectionState.OPEN
         )
         self.client.alpn = b"h2" if h2_client else None
+        self.policy = policy or HttpPolicy()
         self.now_s = 0.0
         self.is_ending = False
         self.hooks = hooks
@@ -83,7 +84,7 @@ class Playbook:
         self.read_s = 0.0  # how much of the time upstreams were read from
         self._queue: deque[events.Event] = deque()
         self.layer = KubeHttpLayer(
-            Context(self.client, options), HTTPMode.regular, self, policy, self, self.aborted.append,
+            Context(self.client, options), HTTPMode.regular, self, lambda: self.policy, self, self.aborted.append,
             lambda: self.now_s, lanes, is_ending=lambda: self.is_ending,
         )  # fmt: skip
         self.feed(events.Start())

@@ -347,6 +347,27 @@ def test_response_headers_that_do_not_come_are_a_timeout() -> None:
     assert nothing_is_left(book)
 
 
+def test_other_limits_hold_for_the_next_request_of_a_client() -> None:
+    book = Playbook(h2_client=True, policy=HttpPolicy(ExchangePolicy(response_header_timeout_s=30.0)))
+    peer = book.h2_client()
+    before = peer.request()
+    book.policy = HttpPolicy(ExchangePolicy(response_header_timeout_s=5.0), max_upstreams=2)
+    after = peer.request()
+    book.pass_time(1.0)
+    queued = peer.request()
+    assert len(book.upstreams) == 2
+    book.pass_time(4.0)
+    peer.flush()
+    assert [peer.status(stream) for stream in (before, after, queued)] == [None, "504", None]
+    assert b"sent no response headers in 5 s" in peer.body(after)
+    book.pass_time(24.9)
+    peer.flush()
+    assert peer.status(before) is None
+    book.pass_time(0.2)
+    peer.flush()
+    assert b"sent no response headers in 30 s" in peer.body(before)
+
+
 def test_the_time_begins_at_the_end_of_the_request() -> None:
     book = Playbook(policy=TIMEOUT, requestheaders=stream_bodies)
     book.from_client(request(b"PUT", b"body")[:-1])

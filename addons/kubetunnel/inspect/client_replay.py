@@ -59,11 +59,12 @@ class PodReplayHandler(_Player):
             grpc_timeout_s=settings.grpc.timeout_s,
             retry_max=settings.retry.max,
         )
+        policy = HttpPolicy(exchange, idle_timeout_s=settings.pool.idle_timeout_s)
         self.layer = KubeHttpLayer(
             context,
             HTTPMode.transparent,
             upstreams,
-            HttpPolicy(exchange, idle_timeout_s=settings.pool.idle_timeout_s),
+            lambda: policy,
             lanes=upstreams.lanes,
         )
         self.layer.connections[context.client] = stock.connections[context.client]

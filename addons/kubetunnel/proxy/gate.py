@@ -22,13 +22,12 @@ from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
 from kubetunnel.core.first_bytes import Protocol
 from kubetunnel.core.names import PodName, ServiceName
 from kubetunnel.core.ports import PortRequest
-from kubetunnel.core.settings import Settings
 from kubetunnel.core.spoken import Http, spoken_at
 from kubetunnel.proxy import bodies
 from kubetunnel.proxy.connection import KubeConnection
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
-from kubetunnel.proxy.http.layer import NO_HOST, HttpPolicy, KubeHttpLayer
-from kubetunnel.proxy.http.request import ExchangePolicy
+from kubetunnel.proxy.http.layer import NO_HOST, KubeHttpLayer
+from kubetunnel.proxy.limits import Limits
 from kubetunnel.proxy.mode import KubeMode
 from kubetunnel.proxy.own_names import OwnNames
 from kubetunnel.proxy.raw.layer import RawLayer
@@ -47,23 +46,6 @@ _MAX_PORT = 65535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def http_policy(settings: Settings) -> HttpPolicy:
-    """The limits of a client connection that begins now."""
-    exchange = ExchangePolicy(
-        response_header_timeout_s=settings.http.response_header_timeout_s,
-        read_timeout_s=settings.http.read_timeout_s,
-        grpc_timeout_s=settings.grpc.timeout_s,
-        retry_max=settings.retry.max,
-        retry_delay_s=settings.retry.delay_s,
-    )
-    return HttpPolicy(
-        exchange,
-        max_upstreams=settings.pool.max_connections_per_service,
-        max_idle=settings.pool.max_idle_per_service,
-        idle_timeout_s=settings.pool.idle_timeout_s,
-    )
-
-
 class Gate:
     """Routes what comes in at the listening port; the first of our addons to see a flow."""
 
@@ -71,6 +53,7 @@ class Gate:
 
     def __init__(self, router: Router, upstreams: Upstreams, relays: Relays, is_ending: Callable[[], bool]) -> None:
         self._router = router
+        self._limits = Limits(lambda: router.settings)
         self._is_ending = is_ending
         self._upstreams = upstreams
         self._relays = relays
@@ -140,7 +123,7 @@ class Gate:
             context,
             mode,
             self._upstreams,
-            http_policy(self._router.settings),
+            self._limits,
             self._upstreams.readers,
             self._relays.reset,
             lanes=self._upstreams.lanes,

@@ -79,6 +79,7 @@ class KubeHttpLayer(UpstreamSide):
     """HTTP/1 and HTTP/2 of one client.
 
     Args:
+        policy: the limits of now; what they become counts from the next request on.
         reading: without it, what a slow reader of HTTP/2 does not take of an HTTP/1 sender's body is kept in memory.
         abort: closes the client's connection with a RST.
         clock: seconds, monotonic.
@@ -92,7 +93,7 @@ class KubeHttpLayer(UpstreamSide):
         context: Context,
         mode: HTTPMode,
         failures: Failures,
-        policy: HttpPolicy | None = None,
+        policy: Callable[[], HttpPolicy] = HttpPolicy,
         reading: Reading | None = None,
         abort: Callable[[Client], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -100,7 +101,7 @@ class KubeHttpLayer(UpstreamSide):
         is_own: IsOwn | None = None,
         is_ending: Callable[[], bool] = never,
     ) -> None:
-        super().__init__(context, mode, failures, policy or HttpPolicy(), lanes or Lanes(), clock)
+        super().__init__(context, mode, failures, policy, lanes or Lanes(), clock)
         self._is_own = is_own
         self._is_ending = is_ending
         self._reading = reading

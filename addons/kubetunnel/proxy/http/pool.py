@@ -98,15 +98,15 @@ class UpstreamPool:
     """After each call that changes something, `next_step` is to be called until it returns None.
 
     Args:
-        max_upstreams: open at once to one origin.
+        max_upstreams: open at once to one origin; now, as `max_idle`.
         max_idle: kept to one origin.
         is_doubtful: whether an idle upstream had better be replaced by a new one for that request.
     """
 
     def __init__(
         self,
-        max_upstreams: int = MAX_UPSTREAMS,
-        max_idle: int = MAX_IDLE,
+        max_upstreams: Callable[[], int] = lambda: MAX_UPSTREAMS,
+        max_idle: Callable[[], int] = lambda: MAX_IDLE,
         is_doubtful: Callable[[Server, GetUpstream], bool] = lambda *_: False,
     ) -> None:
         self._max_upstreams = max_upstreams
@@ -133,7 +133,7 @@ class UpstreamPool:
     def oldest_stuck(self, origin: Origin) -> GetUpstream | None:
         """The request that has been queued for longest, where no upstream may be opened for it nor is being opened."""
         state = self._states[origin]
-        if not state.waiting or state.opening or state.open < self._max_upstreams:
+        if not state.waiting or state.opening or state.open < self._max_upstreams():
             return None
         return state.waiting[0].request
 
@@ -220,12 +220,12 @@ class UpstreamPool:
         """What is to be done now."""
         state = self._states[origin]
         if not state.waiting:
-            return Close(state.idle.pop(0)) if len(state.idle) > self._max_idle else None
+            return Close(state.idle.pop(0)) if len(state.idle) > self._max_idle() else None
         if state.fruitless >= MAX_FRUITLESS:
             state.fruitless = 0
             return Refuse(state.waiting.popleft().request)
         asked = state.waiting[0]
-        has_room = state.open < self._max_upstreams
+        has_room = state.open < self._max_upstreams()
         if connection := self._choose(state, asked, choosy=has_room):
             return self._assign(state, connection)
         shared = asked.request.small and self._is_http1(state, asked.request)

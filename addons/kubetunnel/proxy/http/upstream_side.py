@@ -62,15 +62,15 @@ class UpstreamSide(HttpLayer):
         context: Context,
         mode: HTTPMode,
         failures: Failures,
-        policy: HttpPolicy,
+        policy: Callable[[], HttpPolicy],
         lanes: Lanes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(context, mode)
         self.failures = failures
-        self.policy = policy
         self.lanes = lanes
-        self.pool = UpstreamPool(policy.max_upstreams, policy.max_idle, self._is_doubtful)
+        self.pool = UpstreamPool(lambda: self.policy.max_upstreams, lambda: self.policy.max_idle, self._is_doubtful)
+        self._policy = policy
         self._clock = clock
         self._idle: Deadlines[Server] = Deadlines()
         self._idle_since_s: dict[Server, float] = {}
@@ -80,6 +80,11 @@ class UpstreamSide(HttpLayer):
         self._overdue: set[Server] = set()  # those whose handshake took too long
         self._asked_s: dict[GetUpstream, float] = {}
         self._wakeups: set[commands.RequestWakeup] = set()
+
+    @property
+    def policy(self) -> HttpPolicy:
+        """The limits of now."""
+        return self._policy()
 
     @abstractmethod
     def event_to_child(self, child: layer.Layer, event: events.Event) -> layer.CommandGenerator[None]:
