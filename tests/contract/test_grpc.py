@@ -193,12 +193,12 @@ def test_the_deadline_reaches_the_pod(tunnel: Tunnel) -> None:
     message = b"\x00" + (4).to_bytes(4) + String(value="hi").SerializeToString()
     started = time.monotonic()
     with PlainClient(tunnel) as client:
-        stream_id = client.call("/echo.v1.Echo/Bidi", "echo.demo:9090", ("grpc-timeout", "1S"))
+        stream_id = client.call("/echo.v1.Echo/Bidi", "echo.demo:9090", ("grpc-timeout", "2S"))
         client.h2.send_data(stream_id, message)
         client.until(lambda: client.body == message)
-        assert time.monotonic() - started < 0.9
+        assert not (client.trailers or client.reset)
         client.until(lambda: client.trailers or client.reset)
-    assert 0.9 < time.monotonic() - started < 5
+    assert 1.9 < time.monotonic() - started < 10
     assert client.trailers.get("grpc-status") == "4" or client.reset, client.trailers
 
 

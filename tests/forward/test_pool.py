@@ -496,9 +496,7 @@ async def test_a_stuck_dial_refuses_in_time_and_the_next_open_does_not_wait_for_
         await forwards.open_connection(to(ECHO))
     assert issubclass(DialTimeout, Timeout)
     api.fault = ""
-    started = time.monotonic()
-    await closed(await opened(forwards))
-    assert time.monotonic() - started < 1.0
+    await closed(await opened(forwards))  # or it would be a DialTimeout, too
     await forwards.aclose()
 
 

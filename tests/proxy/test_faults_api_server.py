@@ -56,7 +56,7 @@ async def back(tunnel: Tunnel, *hosts: str) -> None:
 async def failed_in_time(answer: Answer) -> str:
     """A refusal within the contract's 2 s, and which."""
     assert answer.exit_code == 0, answer.stderr
-    assert answer.total_s < 3.0, "2 s, and what a loaded machine adds"
+    assert answer.total_s < 4.0, "2 s, and what a loaded machine adds"
     assert answer.reason is not None, answer.text
     return answer.reason
 
