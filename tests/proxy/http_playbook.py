@@ -18,7 +18,8 @@ from mitmproxy.proxy.layers.http import HTTPMode
 
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.proxy.http.lanes import Lanes
-from kubetunnel.proxy.http.layer import HttpPolicy, KubeHttpLayer
+from kubetunnel.proxy.http.layer import KubeHttpLayer
+from kubetunnel.proxy.http.policy import HttpPolicy
 
 # those of mitmproxy's Proxyserver that its HTTP layers ask for
 _OPTIONS = {

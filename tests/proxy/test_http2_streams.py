@@ -11,9 +11,7 @@ from mitmproxy.proxy import events
 from kubetunnel.core.errors import UpstreamReset
 from kubetunnel.proxy.http.h2_connection import HIGH_WATER_BYTES
 from kubetunnel.proxy.http.h2_library import STREAM_WINDOW_BYTES
-from kubetunnel.proxy.http.layer import HttpPolicy
-from kubetunnel.proxy.http.request import ExchangePolicy
-from kubetunnel.proxy.http.upstream_side import IDLE_TIMEOUT_S
+from kubetunnel.proxy.http.policy import IDLE_TIMEOUT_S, ExchangePolicy, HttpPolicy
 from tests.proxy.http_playbook import H2Peer, Playbook, stream_bodies
 
 GRPC = ("content-type", "application/grpc")

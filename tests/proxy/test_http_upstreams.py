@@ -9,9 +9,8 @@ from mitmproxy.proxy import events, layer
 
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, UpstreamReset
 from kubetunnel.proxy.http.lanes import Lanes
-from kubetunnel.proxy.http.layer import HttpPolicy
+from kubetunnel.proxy.http.policy import ExchangePolicy, HttpPolicy
 from kubetunnel.proxy.http.pool import UpstreamPool
-from kubetunnel.proxy.http.request import ExchangePolicy
 from kubetunnel.proxy.service_connections import NoRoom
 from tests.proxy.http_playbook import H2Peer, Playbook, stream_bodies
 

@@ -11,9 +11,8 @@ from mitmproxy.connection import Server
 
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.proxy.http.lanes import Lanes
-from kubetunnel.proxy.http.layer import HttpPolicy
+from kubetunnel.proxy.http.policy import IDLE_TIMEOUT_S, HttpPolicy
 from kubetunnel.proxy.http.request import MAX_SMALL_BYTES
-from kubetunnel.proxy.http.upstream_side import IDLE_TIMEOUT_S
 from kubetunnel.proxy.refusals import explain
 from tests.proxy.http_playbook import Playbook
 

@@ -16,8 +16,8 @@ from mitmproxy.options import Options
 from mitmproxy.proxy import server
 from mitmproxy.proxy.layers.http import HTTPMode
 
-from kubetunnel.proxy.http.layer import HttpPolicy, KubeHttpLayer
-from kubetunnel.proxy.http.request import ExchangePolicy
+from kubetunnel.proxy.http.layer import KubeHttpLayer
+from kubetunnel.proxy.http.policy import ExchangePolicy, HttpPolicy
 from kubetunnel.proxy.mode import KubeMode
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.upstreams import Upstreams

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kubetunnel.core.settings import Settings
-from kubetunnel.proxy.http.layer import HttpPolicy
-from kubetunnel.proxy.http.request import ExchangePolicy
+from kubetunnel.proxy.http.policy import ExchangePolicy, HttpPolicy
 
 
 def http_policy(settings: Settings) -> HttpPolicy:

@@ -37,10 +37,10 @@ from kubetunnel.proxy.http.h1_server import KubeHttp1Server
 from kubetunnel.proxy.http.h2_server import KubeHttp2Server
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.own import IsOwn, OwnStream
+from kubetunnel.proxy.http.policy import HttpPolicy
 from kubetunnel.proxy.http.request import NO_HOST as NO_HOST
 from kubetunnel.proxy.http.stream import KubeHttpStream
 from kubetunnel.proxy.http.upgraded import UpgradedLayer
-from kubetunnel.proxy.http.upstream_side import HttpPolicy as HttpPolicy
 from kubetunnel.proxy.http.upstream_side import UpstreamSide
 
 

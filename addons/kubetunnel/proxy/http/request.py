@@ -11,7 +11,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from mitmproxy import http
@@ -41,6 +40,7 @@ from kubetunnel.proxy.http.events import (
     UpstreamFree,
 )
 from kubetunnel.proxy.http.h1_message import withdraw_h2c_upgrade
+from kubetunnel.proxy.http.policy import ExchangePolicy
 from kubetunnel.proxy.http.repeat import SentRequest, is_idempotent
 from kubetunnel.proxy.refusals import is_grpc, refusal
 
@@ -48,23 +48,6 @@ from kubetunnel.proxy.refusals import is_grpc, refusal
 MAX_SMALL_BYTES = 64 << 10
 
 NO_HOST = "(no Host header)"  # not a valid host, so no request can ask for it
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangePolicy:
-    """Limits of one exchange. None: no limit.
-
-    Args:
-        read_timeout_s: between two pieces of a response whose length is known.
-        retry_max: how often a request may be sent again.
-        retry_delay_s: the ceiling of the first delay before that, doubled for each.
-    """
-
-    response_header_timeout_s: float | None = None  # from the end of the request
-    read_timeout_s: float | None = None
-    grpc_timeout_s: float | None = None  # from the end of the request of a call that brings no grpc-timeout
-    retry_max: int = 2  # the contract's section 3
-    retry_delay_s: float = 0.1
 
 
 class RequestHalf(HttpStream):

@@ -39,7 +39,8 @@ from kubetunnel.proxy.http.events import (
 from kubetunnel.proxy.http.failures import Failures, error_of_failure, may_repeat
 from kubetunnel.proxy.http.h1_message import framing_to_send
 from kubetunnel.proxy.http.lanes import Lanes
-from kubetunnel.proxy.http.request import ExchangePolicy, RequestHalf
+from kubetunnel.proxy.http.policy import ExchangePolicy
+from kubetunnel.proxy.http.request import RequestHalf
 from kubetunnel.proxy.http.upgraded import UpgradedLayer
 from kubetunnel.proxy.http.websocket import KubeWebsocketLayer
 from kubetunnel.proxy.refusals import grpc_trailers, is_grpc, refusal

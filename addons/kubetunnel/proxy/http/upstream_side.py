@@ -5,18 +5,14 @@
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from mitmproxy.connection import Connection, Server
-from mitmproxy.proxy import commands, events, layer, tunnel
+from mitmproxy.proxy import commands, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers import tls
-from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, RegisterHttpConnection, _upstream_proxy
+from mitmproxy.proxy.layers.http import HTTPMode, RegisterHttpConnection
 
-from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol, UpstreamReset
-from kubetunnel.proxy.http.client import NO_HTTP2, KubeHttpClient
+from kubetunnel.core.errors import KubeTunnelError, Timeout, UpstreamProtocol
 from kubetunnel.proxy.http.deadlines import Deadlines
 from kubetunnel.proxy.http.events import (
     GetUpstream,
@@ -29,32 +25,15 @@ from kubetunnel.proxy.http.events import (
 from kubetunnel.proxy.http.failures import Failures
 from kubetunnel.proxy.http.h2_client import KubeHttp2Client
 from kubetunnel.proxy.http.lanes import Lanes
-from kubetunnel.proxy.http.pool import MAX_IDLE, MAX_UPSTREAMS, Assign, Open, Refuse, UpstreamPool
-from kubetunnel.proxy.http.request import ExchangePolicy
+from kubetunnel.proxy.http.opening import UpstreamOpening
+from kubetunnel.proxy.http.policy import HttpPolicy
+from kubetunnel.proxy.http.pool import Assign, Open, Refuse, UpstreamPool
 from kubetunnel.proxy.service_connections import NoRoom
 
-_CLOSED = "connection closed"  # what mitmproxy's TLS layers say then
-_NO_TLS = "If it speaks no TLS there, tell: app_protocol=http in `services` (docs/protocols.md)."
-_VERIFIED = "It is verified against its ca_file in `services` (docs/protocols.md)."
-IDLE_TIMEOUT_S = 300.0  # the default of pool.idle_timeout
 CLOSE_TOLD_S = 1.0  # how late containerd tells that a pod closed a connection
 
 
-@dataclass(frozen=True, slots=True)
-class HttpPolicy:
-    """Limits of one client connection; the bounds are for each origin (address and TLS).
-
-    Args:
-        idle_timeout_s: an upstream that serves nobody for so long is closed. None: it stays with its client.
-    """
-
-    exchange: ExchangePolicy = field(default_factory=ExchangePolicy)
-    max_upstreams: int = MAX_UPSTREAMS
-    max_idle: int = MAX_IDLE
-    idle_timeout_s: float | None = IDLE_TIMEOUT_S
-
-
-class UpstreamSide(HttpLayer):
+class UpstreamSide(UpstreamOpening):
     """What is here is the half of `KubeHttpLayer` that has to do with upstreams."""
 
     def __init__(
@@ -66,29 +45,13 @@ class UpstreamSide(HttpLayer):
         lanes: Lanes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(context, mode)
-        self.failures = failures
-        self.lanes = lanes
+        super().__init__(context, mode, failures, policy, lanes, clock)
         self.pool = UpstreamPool(lambda: self.policy.max_upstreams, lambda: self.policy.max_idle, self._is_doubtful)
-        self._policy = policy
-        self._clock = clock
         self._idle: Deadlines[Server] = Deadlines()
         self._idle_since_s: dict[Server, float] = {}
         self._delayed: Deadlines[GetUpstream] = Deadlines()
         self._queues: Deadlines[Origin] = Deadlines()
-        self._handshakes: Deadlines[Server] = Deadlines()  # TLS with pods
-        self._overdue: set[Server] = set()  # those whose handshake took too long
         self._asked_s: dict[GetUpstream, float] = {}
-        self._wakeups: set[commands.RequestWakeup] = set()
-
-    @property
-    def policy(self) -> HttpPolicy:
-        """The limits of now."""
-        return self._policy()
-
-    @abstractmethod
-    def event_to_child(self, child: layer.Layer, event: events.Event) -> layer.CommandGenerator[None]:
-        """Lets the child handle the event, and does what it commands."""
 
     def ask_for_upstream(self, request: GetUpstream) -> layer.CommandGenerator[None]:
         """An exchange needs an upstream."""
@@ -157,55 +120,6 @@ class UpstreamSide(HttpLayer):
                 yield commands.CloseConnection(step.connection)
         yield from self._note_queue(origin)
 
-    def open_upstream(self, origin: Origin, *, shared: bool = False) -> layer.CommandGenerator[layer.Layer]:
-        """Begins to open one. Returns its lowest layer."""
-        context = self.context.fork()
-        stack = tunnel.LayerStack()
-        if not self._is_at_hand(context.server, origin):
-            context.server = Server(address=origin.address)
-            context.server.via = origin.via
-            if shared:
-                self.lanes.share(context.server)
-            if origin.via:
-                stack /= _upstream_proxy.HttpUpstreamProxy.make(context, True)
-            if origin.tls:
-                context.server.sni = self._sni(origin)
-                stack /= tls.ServerTLSLayer(context)
-        stack /= KubeHttpClient(context)
-        self.pool.begin(origin, context.server, shared=self.lanes.is_shared(context.server))
-        self.connections[context.server] = stack[0]
-        if origin.tls:
-            yield from self._limit_handshake(context.server)
-        yield from self.event_to_child(stack[0], events.Start())
-        return stack[0]
-
-    def _limit_handshake(self, server: Server) -> layer.CommandGenerator[None]:
-        wait_s = self.policy.exchange.response_header_timeout_s
-        if wait_s is not None and self._handshakes.set(server, self._clock() + wait_s):
-            yield self.wake_in(wait_s)
-
-    def end_handshakes(self) -> layer.CommandGenerator[None]:
-        """To be called at a wakeup. A pod that is silent in TLS has been waited for long enough."""
-        for server in self._handshakes.passed(self._clock()):
-            if server.connected:
-                self._overdue.add(server)
-                yield commands.CloseConnection(server)
-            else:  # is being connected, which has limits of its own
-                yield from self._limit_handshake(server)
-        yield from self.wake_at(self._handshakes.next_wakeup(self._clock()))
-
-    def _is_at_hand(self, server: Server, origin: Origin) -> bool:
-        """Whether the connection that was opened before us, for a CONNECT, is one of this origin."""
-        known = server in self.connections
-        same = server.address == origin.address and server.tls == origin.tls and server.via == origin.via
-        return same and server.connected and not known
-
-    def _sni(self, origin: Origin) -> str:
-        server = self.context.server
-        if self.mode is HTTPMode.transparent and origin.address == server.address:
-            return server.sni or self.context.client.sni or origin.address[0]
-        return origin.address[0]
-
     def register_connection(self, command: RegisterHttpConnection) -> layer.CommandGenerator[None]:
         server = command.connection
         assert isinstance(server, Server)
@@ -215,39 +129,13 @@ class UpstreamSide(HttpLayer):
             self.pool.opened(server, "h2" if server.alpn == b"h2" else "http/1")
             yield from self._note_idle(server)
         else:
-            error = self._opening_error(server, origin, command.err)
+            error = self.opening_error(server, origin, command.err)
             self.connections.pop(server, None)
             has_waited = self._has_waited if isinstance(error, NoRoom) else None
             for request in self.pool.failed(server, has_waited):
                 yield from self._reply(request, error)
         yield from self._serve(origin)
         self._offer(server)
-
-    def _opening_error(self, server: Server, origin: Origin, message: str) -> KubeTunnelError:
-        if error := self.failures.open_error(server):
-            return error
-        where = f"{origin.address[0]}:{origin.address[1]}"
-        ended = self.failures.stream_error(server)
-        if ended is not None and not isinstance(ended, UpstreamReset):
-            return ended  # refused, which the runtimes tell after the stream is open
-        if server in self._overdue:
-            self._overdue.discard(server)
-            wait_s = self.policy.exchange.response_header_timeout_s
-            error = Timeout(f"{where} said nothing to TLS in {wait_s:g} s. {_NO_TLS}")
-        elif message == NO_HTTP2:
-            error = UpstreamProtocol(
-                f"{where} takes no HTTP/2: it picked another protocol, or none, in TLS (ALPN). http.force_http2, "
-                "http.disable_fallback or the port's appProtocol wants HTTP/2."
-            )
-        elif message == _CLOSED:
-            error = UpstreamReset(f"{where} closed the connection in the TLS handshake. {_NO_TLS}")
-        elif origin.tls:
-            hint = _VERIFIED if message.startswith("Certificate verify failed") else _NO_TLS
-            error = UpstreamProtocol(f"{where}: TLS with the pod failed: {message.rstrip('.')}. {hint}")
-        else:
-            error = UpstreamProtocol(f"{where}: {message}.")
-        self.lanes.explain(server, error)
-        return error
 
     def upstream_changed(self, command: UpstreamFree | UpstreamDraining) -> layer.CommandGenerator[None]:
         """It is free for others, or no more."""
@@ -314,14 +202,3 @@ class UpstreamSide(HttpLayer):
             self.pool.retire(server)
             yield commands.CloseConnection(server)
         yield from self.wake_at(self._idle.next_wakeup(self._clock()))
-
-    def wake_at(self, at_s: float | None) -> layer.CommandGenerator[None]:
-        """Asks for a wakeup at that time, if there is one."""
-        if at_s is not None:
-            yield self.wake_in(max(0.0, at_s - self._clock()))
-
-    def wake_in(self, delay_s: float) -> commands.RequestWakeup:
-        """A wakeup of ours: seconds from now."""
-        command = commands.RequestWakeup(delay_s)
-        self._wakeups.add(command)
-        return command
