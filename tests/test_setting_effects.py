@@ -543,3 +543,28 @@ async def test_a_changed_limit_reaches_clients_that_are_connected(
         made.options.update(kube_read_timeout="2s")
         made.tunnel.configure({"kube_read_timeout"})
         assert (before.exchange.read_timeout_s, connected.policy.exchange.read_timeout_s) == (30.0, 2.0)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_log_setting_that_is_taken_back_leaves_what_the_user_gave_mitmproxy(
+    sim: SimCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen() -> tuple[str, int]:
+        return made.options.termlog_verbosity, made.options.flow_detail
+
+    def change(**options: Any) -> None:
+        made.options.update(**options)
+        made.tunnel.configure(set(options))
+
+    async with world(sim, tmp_path, monkeypatch, {}) as made:
+        made.options.update(termlog_verbosity="warn", flow_detail=3)
+        change(kube_log_level="info")
+        assert seen() == ("info", 3)
+        change(kube_log_level="quiet")
+        assert seen() == ("error", 0)
+        change(kube_log_format="json", kube_log_level="debug")
+        assert seen() == ("debug", 0)
+        change(kube_log_level="")
+        assert seen() == ("warn", 0)
+        change(kube_log_format="text")
+        assert seen() == ("warn", 3)

@@ -88,6 +88,7 @@ class KubeTunnel:
         self._named = asyncio.Event()
         self._told = ""
         self._log: LogSettings | None = None
+        self._log_options: dict[str, Any] = {}  # mitmproxy's, as the user had them before the settings said otherwise
         self._sources: SettingSources | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -137,20 +138,19 @@ class KubeTunnel:
         log, level = self.settings.log, self.settings.log.level
         if log == self._log:
             return
-        is_first, self._log = self._log is None, log
-        is_json = self._request_lines.enabled = log.format == "json"
+        self._log = log
+        self._request_lines.enabled = log.format == "json"
         set_format(log.format)
-        detail = {"flow_detail"} & set(ctx.options.keys())  # not in mitmweb
-        if level is None and not is_first:
-            for option in ("termlog_verbosity", *detail):
-                ctx.options.update(**{option: ctx.options.default(option)})
-        elif level is not None:
-            ctx.options.update(termlog_verbosity="error" if level == "quiet" else level)
-            has_requests = level in ("debug", "info")  # a request's line is information
-            if detail and not (has_requests and is_first):  # at the start it is the user's
-                ctx.options.update(flow_detail=ctx.options.default("flow_detail") if has_requests else 0)
-        if is_json and detail:
-            ctx.options.update(flow_detail=0)  # mitmdump's lines are no JSON
+        wanted: dict[str, Any] = {}
+        if level is not None:
+            wanted["termlog_verbosity"] = "error" if level == "quiet" else level
+        has_lines = log.format == "text" and level in (None, "debug", "info")  # a request's: information, and no JSON
+        if not has_lines and "flow_detail" in ctx.options:  # not in mitmweb
+            wanted["flow_detail"] = 0
+        back = {name: self._log_options.pop(name) for name in self._log_options.keys() - wanted.keys()}
+        for name in wanted:
+            self._log_options.setdefault(name, getattr(ctx.options, name))
+        ctx.options.update(**back, **wanted)
 
     def running(self) -> None:
         loop = asyncio.get_running_loop()
