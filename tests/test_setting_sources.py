@@ -201,3 +201,94 @@ def test_a_changed_file_is_taken_whole_or_refused_whole(tmp_path: Path, caplog: 
     (tmp_path / "new").replace(path)
     given.sources.look()
     assert given.settings == dataclasses.replace(Settings(), grpc=given.settings.grpc)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's settings file, not there yet; the working directory is beside it."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "home" / "kube-tunnel" / "config.yaml"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_a_file_that_comes_to_a_usual_place_is_taken_up(
+    home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    given = Given({"XDG_CONFIG_HOME": str(tmp_path / "home"), "KTUN_GRPC_TIMEOUT": "7s"}, "kube_retry_delay=2s")
+    given.sources.look()
+    home.write_text("retry: {max: many}")
+    given.sources.look()
+    assert f"{home} is there now, but is not taken: the settings stay as they are.\n{home}: retry.max: " in caplog.text
+    home.unlink()
+    home.write_text("retry: {max: 7, delay: 3s}\ngrpc: {timeout: 9s}\nhttp: {force_http2: true}")
+    given.sources.look()
+    assert given.settings.retry == RetrySettings(max=7, delay_s=2.0)  # options and environment are stronger
+    assert given.settings.grpc.timeout_s == 7
+    assert f"{home} is there now: retry.max from 2 to 7, http.force_http2 from False to True." in caplog.text
+    assert given.sources.of["retry.max"] == f"{home}: retry.max"
+
+    stronger = config(tmp_path, "retry: {max: 6}")
+    given.sources.look()
+    assert (given.settings.retry.max, given.settings.http.force_http2) == (6, False)
+    home.write_text("retry: {max: 5}")  # it is the weaker one by now
+    given.sources.look()
+    assert given.settings.retry.max == 6
+    stronger.unlink()
+    for _ in range(3):
+        given.sources.look()
+    assert given.settings.retry.max == 6
+    assert caplog.text.count("kube-tunnel.yaml is gone: its settings stay until it is back, or the tunnel ends.") == 1
+
+
+def test_a_file_that_is_gone_is_told_of_once_and_taken_up_when_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = config(tmp_path, "retry: {max: 1}")
+    given = Given({}, f"kube_config={path}")
+    aside = path.rename(tmp_path / "aside")
+    given.sources.look()  # an editor may be at it
+    assert "is gone" not in caplog.text
+    for _ in range(3):
+        given.sources.look()
+    assert caplog.text.count(f"{path} is gone: its settings stay until it is back, or the tunnel ends.") == 1
+    assert given.settings.retry.max == 1
+    aside.rename(path)
+    given.sources.look()
+    assert f"{path} is there now, but nothing in it that counts." in caplog.text
+    path.unlink()
+    for _ in range(3):
+        given.sources.look()
+    assert caplog.text.count("is gone") == 2
+    path.write_text("retry: {max: 4}")
+    given.sources.look()
+    assert given.settings.retry.max == 4
+    assert f"{path} is there now: retry.max from 1 to 4." in caplog.text
+
+
+def test_a_stronger_file_that_is_wrong_leaves_the_one_in_force(
+    home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home.write_text("retry: {max: 7}")
+    given = Given({"XDG_CONFIG_HOME": str(tmp_path / "home")})
+    stronger = config(tmp_path, "retry: {max: many}")
+    for _ in range(3):
+        given.sources.look()
+    assert caplog.text.count("kube-tunnel.yaml is there now, but is not taken") == 1
+    stronger.unlink()
+    home.write_text("retry: {max: 8}")
+    given.sources.look()
+    assert given.settings.retry.max == 8
+
+
+def test_an_option_that_was_set_while_running_is_stronger_than_the_file(tmp_path: Path) -> None:
+    path = config(tmp_path, "retry: {max: 1}")
+    given = Given({"KTUN_CONFIG": str(path)})
+    given.options.update(kube_retry_max=9, kube_force_http2=True)
+    path.unlink()
+    config(tmp_path, "retry: {max: 3, delay: 2s}\nhttp: {force_http2: false}")
+    given.sources.look()
+    assert given.settings.retry == RetrySettings(max=9, delay_s=2.0)
+    assert given.settings.http.force_http2

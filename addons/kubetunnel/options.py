@@ -1,14 +1,15 @@
 """The settings as options of mitmproxy, `kube_…`: for `--set`, its config.yaml and mitmweb's options page.
 
 What environment and settings file say is written into the options, so that all else sees one place. Strongest first:
-environment, options (and flags, which become options), file, default. The file is read again when it changes, and then
-taken whole or not at all.
+environment, options (and flags, which become options), file, default. The file is read again when it changes, or when
+one comes in a stronger place, and then taken whole or not at all.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -17,12 +18,15 @@ from mitmproxy import exceptions
 from mitmproxy.optmanager import OptManager
 
 from kubetunnel.core.settings import Setting, Settings, every_setting
-from kubetunnel.setting_sources import CONFIG, read_config, read_sources
+from kubetunnel.setting_sources import CONFIG, config_places, read_config, read_sources
 from kubetunnel.setting_values import OptionValue, SettingsError, default_option_value, settings_from
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "kube_"
+_LOOKS_UNTIL_GONE = 2
+
+type _Seen = tuple[Path, tuple[int, int, int]]
 
 
 def add_options(loader: Any) -> None:
@@ -100,15 +104,20 @@ class SettingSources:
         self.of: dict[str, str] = {}
         self._options = options
         self._environ = environ
-        self._file: Path | None = None
-        self._seen: tuple[int, int] | None = None
+        self._places: tuple[Path, ...] = ()
+        self._file: Path | None = None  # whose settings are in force
+        self._from_file: dict[str, OptionValue] = {}
+        self._seen: _Seen | None = None  # the last one that was read, be it taken or refused
+        self._missing = 0  # looks that did not find it, one after the other
 
     def load(self) -> None:
         """In the `load` hook, while what was given on the command line is still deferred. Raises SettingsError."""
-        chosen = self._options.deferred.get(CONFIG, "")
-        words = getattr(chosen, "val", chosen)  # of --set; what mitmproxy's own file has is typed
-        found = read_sources(self._environ, words[0] if isinstance(words, list) else words)
-        self._file, self._seen = found.file, _stamp(found.file)
+        given = self._options.deferred.get(CONFIG, "")
+        words = getattr(given, "val", given)  # of --set; what mitmproxy's own file has is typed
+        chosen = words[0] if isinstance(words, list) else words
+        found = read_sources(self._environ, chosen)
+        self._places = config_places(chosen, self._environ)
+        self._file, self._seen = found.file, _first(self._places)
         updates: dict[str, OptionValue] = {}
         for setting in every_setting():
             value, source = found.values.get(setting.path, (None, ""))
@@ -117,47 +126,79 @@ class SettingSources:
             elif value is not None:
                 self._options.deferred.pop(setting.option, None)
                 updates[setting.option], self.of[setting.path] = value, source
+                if not source.startswith("environment"):
+                    self._from_file[setting.path] = value
         self._options.update(**updates)
         if self._file:
             logger.info("Settings from %s.", self._file)
 
     def look(self) -> None:
-        """Takes up a file that changed since; one that is wrong is told of and left."""
-        stamp = _stamp(self._file)
-        if self._file is None or stamp is None or stamp == self._seen:
+        """Takes up a file that changed, or came in a stronger place than that of the one in force.
+
+        One that is wrong is told of and left. So is one that is gone: its settings stay.
+        """
+        places = self._places[: self._places.index(self._file) + 1] if self._file else self._places
+        seen = _first(places)
+        if seen is None:
+            self._tell_missing()
             return
-        self._seen = stamp
+        self._missing = 0
+        if seen == self._seen:
+            return
+        path, _ = seen
+        news = "was changed" if self._seen and path == self._file else "is there now"
+        self._seen = seen
         before = dict(self.of)
         try:
-            self._take_up(read_config(self._file))
+            file = read_config(path)
+            changed = self._take_up(path, file)
         except (SettingsError, exceptions.OptionsError) as e:
             self.of = before
-            logger.warning("%s was changed, but is not taken: the settings stay as they are.\n%s", self._file, e)
+            logger.warning("%s %s, but is not taken: the settings stay as they are.\n%s", path, news, e)
+            return
+        self._file, self._from_file = path, file
+        if changed:
+            logger.info("%s %s: %s.", path, news, ", ".join(changed))
+        else:
+            logger.info("%s %s, but nothing in it that counts.", path, news)
 
-    def _take_up(self, file: Mapping[str, OptionValue]) -> None:
+    def _tell_missing(self) -> None:
+        self._missing += 1
+        # an editor that replaces it is done by the second look
+        if self._missing == _LOOKS_UNTIL_GONE:
+            self._seen = None  # when it is back, that is told
+            if self._file:
+                logger.warning("%s is gone: its settings stay until it is back, or the tunnel ends.", self._file)
+
+    def _take_up(self, path: Path, file: Mapping[str, OptionValue]) -> list[str]:
+        """What changed, in words."""
         updates: dict[str, OptionValue] = {}
         for setting in every_setting():
-            source = f"{self._file}: {setting.path}"
-            if setting.path in file and self.of.get(setting.path) in (None, source):
-                self.of[setting.path] = source
+            default = default_option_value(setting)
+            weakest = self._from_file.get(setting.path, default)
+            is_files = self.of.get(setting.path) in (None, f"{self._file}: {setting.path}")
+            if not is_files or getattr(self._options, setting.option) != weakest:
+                continue  # environment, flags, and options that were set meanwhile are stronger than a file
+            if setting.path in file:
+                self.of[setting.path] = f"{path}: {setting.path}"
                 updates[setting.option] = file[setting.path]
-            elif self.of.get(setting.path) == source and setting.path not in file:
-                del self.of[setting.path]
-                updates[setting.option] = default_option_value(setting)
+            elif self.of.pop(setting.path, None):
+                updates[setting.option] = default
         former = {name: getattr(self._options, name) for name in updates}
         changed = {name: value for name, value in updates.items() if former[name] != value}
         if changed:
             self._options.update(**changed)
-            paths = {setting.option: setting.path for setting in every_setting()}
-            told = ", ".join(f"{paths[name]} from {former[name]!r} to {value!r}" for name, value in changed.items())
-            logger.info("%s was changed: %s.", self._file, told)
-        else:
-            logger.info("%s was changed, but nothing in it that counts.", self._file)
+        paths = {setting.option: setting.path for setting in every_setting()}
+        return [f"{paths[name]} from {former[name]!r} to {value!r}" for name, value in changed.items()]
 
 
-def _stamp(path: Path | None) -> tuple[int, int] | None:
-    try:
-        found = path.stat() if path else None
-    except OSError:
-        return None  # being replaced by an editor; the next look finds it
-    return (found.st_mtime_ns, found.st_ino) if found else None
+def _first(places: Sequence[Path]) -> _Seen | None:
+    """The first file that is there, with what changes when it does."""
+    for path in places:
+        try:
+            found = path.stat()
+        except OSError:
+            continue  # being replaced by an editor, it may be; the next look finds it
+        if stat.S_ISREG(found.st_mode):
+            return path, (found.st_mtime_ns, found.st_ino, found.st_size)
+    return None

@@ -13,7 +13,7 @@ from kubetunnel.core.spoken import APP_PROTOCOLS
 _DURATION = r"^(0|(([0-9]+\.?[0-9]*|\.[0-9]+)([nuµμmNUM]?[sS]|[mMhH]))+)$"
 _HEAD = """\
 # kube-tunnel's settings, each with its default. Taken from --config FILE or $KTUN_CONFIG, else ./kube-tunnel.yaml,
-# $XDG_CONFIG_HOME/kube-tunnel/config.yaml, /etc/kube-tunnel/config.yaml; while running too, when it changes.
+# $XDG_CONFIG_HOME/kube-tunnel/config.yaml, /etc/kube-tunnel/config.yaml; while running too, when it comes or changes.
 # Made by `kube-tunnel config --example`.
 """
 
@@ -85,7 +85,9 @@ def reference() -> str:
             "Made from the settings' tree by `kube-tunnel config --reference`. Sources, strongest first: environment,",
             "options of mitmproxy and flags, the YAML file, the default. Flags are written with one dash or two, and",
             "with a space or `=`. The file is read again when it changes: taken whole, or refused whole with all that",
-            "is wrong in it, and the log says what changed.",
+            "is wrong in it, and the log says what changed. So is one that comes while running, where there was none",
+            "or in a stronger place. When it is gone, that is told, and its settings stay until it is back or the",
+            "tunnel ends.",
             "",
             "| in the file | option of mitmproxy | environment | flag | default | |",
             "| --- | --- | --- | --- | --- | --- |",

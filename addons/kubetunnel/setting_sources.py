@@ -30,30 +30,36 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def find_config(
-    chosen: str, environ: Mapping[str, str], *, chosen_by: tuple[str, str] = ("option", CONFIG)
-) -> Path | None:
-    """The settings file: the chosen one, else the first that is there of the usual places.
+def config_places(chosen: str, environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where the settings file may be, the strongest first; the chosen one alone where there is one.
 
     Args:
         chosen: a path, "" for none; the environment's is stronger.
-        chosen_by: the source and the key that gave it, for errors.
+    """
+    if path := environ.get(_CONFIG_ENV) or chosen:
+        return (Path(path).expanduser(),)
+    home = Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    return Path("kube-tunnel.yaml"), home / "kube-tunnel" / "config.yaml", Path("/etc/kube-tunnel/config.yaml")
+
+
+def find_config(
+    chosen: str, environ: Mapping[str, str], *, chosen_by: tuple[str, str] = ("option", CONFIG)
+) -> Path | None:
+    """The first settings file that is there. Arguments as `config_places` has them.
+
+    Args:
+        chosen_by: the source and the key that gave the chosen one, for errors.
 
     Raises:
         SettingsError: the chosen one is not there.
     """
-    for source, key, path in (
-        ("environment", _CONFIG_ENV, environ.get(_CONFIG_ENV)),
-        (*chosen_by, chosen),
-    ):
-        if path:
-            found = Path(path).expanduser()
-            if not found.is_file():
-                raise SettingsError([Problem(source, key, f"{path!r} is no file")])
-            return found
-    home = Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    usual = (Path("kube-tunnel.yaml"), home / "kube-tunnel" / "config.yaml", Path("/etc/kube-tunnel/config.yaml"))
-    return next((path for path in usual if path.is_file()), None)
+    places = config_places(chosen, environ)
+    found = next((path for path in places if path.is_file()), None)
+    by_environment = environ.get(_CONFIG_ENV)
+    if found is None and (by_environment or chosen):
+        source, key = ("environment", _CONFIG_ENV) if by_environment else chosen_by
+        raise SettingsError([Problem(source, key, f"{by_environment or chosen!r} is no file")])
+    return found
 
 
 def read_config(path: Path) -> dict[str, OptionValue]:
