@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from kubetunnel import local_ports
-from kubetunnel.core.errors import ServiceNotFound
+from kubetunnel.cluster.workloads import Reachable, Workloads
+from kubetunnel.core.errors import ClusterUnreachable, ServiceNotFound
+from kubetunnel.core.local_forward import ObjectRef
 from kubetunnel.core.settings import ClusterSettings, RetrySettings, Settings
 from kubetunnel.forward.listener import LocalForwards, LocalListener
 from kubetunnel.local_ports import NO_CLUSTER, LocalPort, LocalPorts, TooManyListeners
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.sim.cluster import SimCluster
+from kubetunnel.sim.objects import Port, ServiceSpec
 from tests.proxy.databases import free_port
 
 ECHO = "svc/echo -n demo :80"
@@ -216,9 +219,146 @@ async def test_without_a_cluster(tmp_path: Path) -> None:
     ports = LocalPorts(clusters)
     configure(ports, ECHO)
     await ports.apply()
-    assert [(port.failure, port.listener) for port in ports.ports()] == [(NO_CLUSTER, None)]
+    (port,) = ports.ports()
+    await until(lambda: port.failure != "")
+    assert (port.failure, port.listener) == (NO_CLUSTER, None)
     await ports.aclose()
     await clusters.aclose()
+
+
+class Gate:
+    """Whoever looks a Service up waits here for as long as its name is in `shut`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shut: set[str] = set()
+        self.waiting: list[str] = []
+        self._opened = asyncio.Condition()
+        reachable = Workloads.reachable
+
+        async def gated(workloads: Workloads, ref: ObjectRef, *arguments: Any, **named: Any) -> Reachable:
+            self.waiting.append(ref.name)
+            async with self._opened:
+                await self._opened.wait_for(lambda: ref.name not in self.shut)
+            self.waiting.remove(ref.name)
+            return await reachable(workloads, ref, *arguments, **named)
+
+        monkeypatch.setattr(Workloads, "reachable", gated)
+
+    async def open(self) -> None:
+        self.shut.clear()
+        async with self._opened:
+            self._opened.notify_all()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+async def test_they_open_side_by_side(ports: LocalPorts, gate: Gate) -> None:
+    gate.shut = {"echo", "pair"}
+    ports.ask(ECHO)
+    ports.ask("svc/pair -n demo :80")
+    await until(lambda: sorted(gate.waiting) == ["echo", "pair"])
+    configure(ports, "svc/unready -n demo :80")  # asks nothing of the cluster before it is used
+    assert await ports.open("", "demo", "svc/echo-sts", [":80"])
+    await until(lambda: sum(port.listener is not None for port in ports.ports()) == 2)
+    await gate.open()
+    await opened(ports, 4)
+
+
+async def test_to_close_one_waits_for_nobody_elses_opening(ports: LocalPorts, gate: Gate) -> None:
+    (port,) = await ports.open("", "demo", "svc/echo", [":80"])
+    ports.ask("svc/echo -n demo :7")
+    asked = (await opened(ports, 2))[1]
+    addresses = [*port.addresses, *asked.addresses]
+    gate.shut = {"pair"}
+    ports.ask("svc/pair -n demo :80")
+    opening = asyncio.create_task(ports.open("", "demo", "svc/pair", [":80"]))
+    await until(lambda: gate.waiting == ["pair", "pair"])
+    await ports.close(port)
+    ports.withdraw([asked])
+    await until(lambda: asked.listener is None)
+    assert [await is_closed(address) for address in addresses] == [True, True]
+    assert gate.waiting == ["pair", "pair"]
+    await gate.open()
+    assert (await opening)[0].listener is not None
+    await opened(ports, 2)
+
+
+async def test_who_is_taken_back_while_it_opens_is_not_opened(ports: LocalPorts, gate: Gate) -> None:
+    number = free_port()
+    gate.shut = {"pair"}
+    ports.ask(f"svc/pair -n demo {number}:80")
+    await until(lambda: gate.waiting == ["pair"])
+    ports.withdraw(ports.ports())
+    await gate.open()
+    ports.ask(ECHO)
+    await opened(ports)
+    assert await is_closed(f"127.0.0.1:{number}")
+
+
+async def test_other_settings_while_one_opens_leave_no_listener_behind(ports: LocalPorts, gate: Gate) -> None:
+    number = free_port()
+    gate.shut = {"echo"}
+    opening = asyncio.create_task(ports.open("", "demo", "svc/echo", [f"{number}:80"]))
+    await until(lambda: gate.waiting == ["echo"])
+    before = list(ports._of_zone.values())
+    configure(ports, address="127.0.0.2")
+    await until(lambda: list(ports._of_zone.values()) != before)
+    await gate.open()
+    (port,) = await opening
+    await until(lambda: port.addresses == [f"127.0.0.2:{number}"])
+    assert await is_closed(f"127.0.0.1:{number}")
+    assert (await hostname(f"127.0.0.2:{number}")).startswith("echo-")
+
+
+async def test_the_end_while_one_opens(clusters: Clusters, gate: Gate) -> None:
+    ports = LocalPorts(clusters)
+    ports.start()
+    number = free_port()
+    gate.shut = {"echo"}
+    ports.ask(ECHO)
+    opening = asyncio.create_task(ports.open("", "demo", "svc/echo", [f"{number}:80"]))
+    await until(lambda: gate.waiting == ["echo", "echo"])
+    await ports.aclose()
+    await gate.open()
+    with pytest.raises(ClusterUnreachable):
+        await opening
+    assert await is_closed(f"127.0.0.1:{number}")
+
+
+async def test_a_name_that_a_user_mistyped_is_told_and_not_listened_for(
+    ports: LocalPorts, sim: SimCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(local_ports, "RETRY_INTERVAL_S", 0.2)
+    monkeypatch.setattr(local_ports, "LOOK_INTERVAL_S", 0.1)
+    number = free_port()
+    ports.ask(f"svc/later -n demo {number}:80")
+    (port,) = ports.ports()
+    await until(lambda: port.failure != "")
+    assert "has no Service later" in port.failure
+    assert caplog.text.count("cannot be opened yet, and is tried again: ") == 1
+    assert await is_closed(f"127.0.0.1:{number}")
+    await sim.add_service(ServiceSpec("demo", "later", (Port(80, "", "web"),), {"app": "pair"}))
+    await until(lambda: port.listener is not None)
+    assert await hostname(f"127.0.0.1:{number}") == "pair"
+    assert port.failure == ""
+
+
+async def test_a_cluster_that_is_away_is_told_to_who_asks(
+    ports: LocalPorts, sim: SimCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_ports, "RETRY_INTERVAL_S", 0.2)
+    monkeypatch.setattr(local_ports, "LOOK_INTERVAL_S", 0.1)
+    await sim.stop_api()
+    ports.ask(ECHO)
+    (port,) = ports.ports()
+    await until(lambda: port.failure != "")
+    assert (port.listener, port.failure.startswith(f"The API server {sim.server}")) == (None, True)
+    await sim.start_api()
+    await until(lambda: port.listener is not None)
+    assert (await hostname(port.addresses[0])).startswith("echo-")
 
 
 async def test_the_end_closes_all(clusters: Clusters) -> None:

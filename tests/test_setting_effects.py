@@ -42,6 +42,7 @@ from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.settings import Settings, every_setting
 from kubetunnel.core.spoken import Spoken
 from kubetunnel.forward.pod_streams import PodStreams
+from kubetunnel.local_ports import LocalPort, LocalPorts
 from kubetunnel.naming_plan import plan_naming
 from kubetunnel.observe.traffic import ServiceKey
 from kubetunnel.proxy import attempts
@@ -405,13 +406,20 @@ async def hosts_that_listen(world: World) -> list[str]:
     ports = world.tunnel.local_ports
     entries = world.settings.forwards or ("svc/echo -n demo :80",)
     ports.configure(entries, address=ports._made_for[0], retry=world.settings.retry)
-    await ports.apply()
+    await opened(ports)
     return [address.rpartition(":")[0] for port in ports.ports() for address in port.addresses]
 
 
+async def opened(ports: LocalPorts) -> list[LocalPort]:
+    await ports.apply()
+    async with asyncio.timeout(20):
+        while any(port.listener is None for port in ports.ports()):  # noqa: ASYNC110 - nobody sets an event for it
+            await asyncio.sleep(0.02)
+    return ports.ports()
+
+
 async def listeners(world: World) -> int:
-    await world.tunnel.local_ports.apply()
-    found = world.tunnel.local_ports.ports()
+    found = await opened(world.tunnel.local_ports)
     for port in found:
         for address in port.addresses:
             socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10).close()

@@ -1,7 +1,8 @@
 """The local listeners of a running tunnel, in one list whoever asked: the setting `forwards`, a command, the dashboard.
 
-Each is there from when its cluster, its object and its port are, until nobody wants it any more. When the session of
-its cluster is another, because the settings changed, it is opened anew.
+Each is there from when its cluster and its port are, until nobody wants it any more; of those that a user asks for the
+object has to be there, too. They open side by side, and close without waiting for another's opening. When the session
+of its cluster is another, because the settings changed, a listener is opened anew.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kubetunnel.cluster.workloads import Workloads
-from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.errors import ClusterUnreachable, KubeTunnelError
 from kubetunnel.core.local_forward import ObjectRef, PortPair
 from kubetunnel.core.settings import RetrySettings
 from kubetunnel.forward.listener import DRAIN_S, IsUnhealthy, LocalForwards, LocalListener
@@ -65,7 +66,7 @@ class LocalPort:
         return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found]
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _OfZone:
     """What one session has open, made for one address and one policy of retries."""
 
@@ -89,7 +90,9 @@ class LocalPorts:
         self._wanted: dict[str, LocalPort] = {}
         self._of_zone: dict[str, _OfZone] = {}
         self._last_id = 0
-        self._changing = asyncio.Lock()
+        self._opening: dict[str, asyncio.Task[None]] = {}  # by the port's id
+        self._replacing = asyncio.Lock()  # of what a former session has open by what the next one opens
+        self._is_ending = False
         self._news = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
         self._is_unhealthy: IsUnhealthy = lambda forwards, pod_port: False
@@ -151,27 +154,25 @@ class LocalPorts:
             KubeTunnelError: nothing can be forwarded to, or there are too many.
         """
         spec = parse_forward(target, ports, namespace)
-        async with asyncio.timeout(OPEN_TIMEOUT_S), self._changing:
-            self._check_room(len(spec.pairs))
-            of_zone = await self._zone(zone)
-            spec = spec.in_namespace(of_zone.session.access.namespace)
-            listeners = await of_zone.forwards.open(spec.ref, spec.pairs)
+        self._check_room(len(spec.pairs))
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            of_zone, listeners = await self._listen(zone, spec.ref, spec.pairs, check=True)
             try:
                 self._check_room(len(spec.pairs))  # others were asked for meanwhile
             except TooManyListeners:
                 for listener in listeners:
                     await of_zone.forwards.close(listener)
                 raise
-            opened = self._want("user", f"{target} -n {spec.ref.namespace} {' '.join(ports)}", zone, spec)
-            for port, listener in zip(opened, listeners, strict=True):
-                port.listener = of_zone.open[port] = listener
-            return opened
+        spec = spec.in_namespace(listeners[0].ref.namespace)
+        opened = self._want("user", f"{target} -n {spec.ref.namespace} {' '.join(ports)}", zone, spec)
+        for port, listener in zip(opened, listeners, strict=True):
+            port.listener = of_zone.open[port] = listener
+        return opened
 
     async def close(self, port: LocalPort) -> None:
         """Has it no more, and no connection of it, when it returns."""
         self._drop([port])
-        async with self._changing:
-            await self._close_unwanted()
+        await self._close_unwanted()
 
     def start(self) -> None:
         """Begins to look after them."""
@@ -184,8 +185,10 @@ class LocalPorts:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        async with self._changing:
-            self._wanted.clear()
+        self._is_ending = True
+        self._drop(self.ports())
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        async with self._replacing:
             await asyncio.gather(*(self._end(zone, drain_s) for zone in list(self._of_zone)))
 
     async def _keep(self) -> None:
@@ -203,56 +206,85 @@ class LocalPorts:
                 continue
 
     async def apply(self) -> None:
-        """One look: closes what is not wanted, and opens what is, as far as that goes."""
-        async with self._changing:
+        """One look: closes what is not wanted, and begins to open what is, each port in a task of its own."""
+        async with self._replacing:
             sessions = self._clusters.sessions()
             for zone, of_zone in list(self._of_zone.items()):
                 if sessions.get(zone) is not of_zone.session or of_zone.made_for != self._made_for:
                     await self._end(zone)
-            await self._close_unwanted()
-            for port in list(self._wanted.values()):
-                if port.listener is None and time.monotonic() - port.tried_s >= RETRY_INTERVAL_S:
-                    await self._try(port)
+        await self._close_unwanted()
+        for port in self.ports():
+            is_due = time.monotonic() - port.tried_s >= RETRY_INTERVAL_S
+            if port.listener is None and port.id not in self._opening and is_due:
+                self._begin(port)
+
+    def _begin(self, port: LocalPort) -> None:
+        task = asyncio.get_running_loop().create_task(self._try(port), name=f"opening of {port.entry}")
+        self._opening[port.id] = task
+        task.add_done_callback(lambda done: self._opening.pop(port.id))
 
     async def _try(self, port: LocalPort) -> None:
-        """What cannot be opened is told of once, and tried again."""
+        """What cannot be opened is told of once, and tried again. Supervision point: a defect costs one try."""
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 try:
-                    of_zone = await self._zone(port.zone)
+                    await self._zone(port.zone)
                 except KubeTunnelError:
-                    port.failure = NO_CLUSTER  # the cluster tells why; the next look tries again
+                    self._failed(port, NO_CLUSTER)  # the cluster tells why; the next look tries again
                     return
-                ref = port.ref
-                if not ref.namespace:
-                    ref = replace(ref, namespace=of_zone.session.access.namespace)
-                (listener,) = await of_zone.forwards.open(ref, [port.pair], check=False)
+                # the settings' are there before their objects are, and nothing is asked of the cluster until they are
+                # used; who types a name is to hear that there is no such thing
+                is_typed = port.asked_by == "user"
+                of_zone, (listener,) = await self._listen(port.zone, port.ref, [port.pair], check=is_typed)
         except (KubeTunnelError, OSError) as e:
-            failure = str(e) or "The cluster does not answer."
-            if failure != port.failure:
-                logger.warning("The forward %r cannot be opened yet: %s", port.entry, failure)
-            port.failure, port.tried_s = failure, time.monotonic()
+            self._failed(port, str(e) or "The cluster does not answer.")
+            port.tried_s = time.monotonic()
+        except Exception:
+            logger.exception("Opening the forward %r failed; it is tried again.", port.entry)
+            port.tried_s = time.monotonic()
         else:
             port.listener, port.failure = listener, ""
             of_zone.open[port] = listener
+
+    def _failed(self, port: LocalPort, failure: str) -> None:
+        if failure != port.failure and (failure != NO_CLUSTER or port.asked_by == "user"):
+            logger.warning("The forward %r cannot be opened yet, and is tried again: %s", port.entry, failure)
+        port.failure = failure
+
+    async def _listen(
+        self, zone: str, ref: ObjectRef, pairs: Sequence[PortPair], *, check: bool
+    ) -> tuple[_OfZone, tuple[LocalListener, ...]]:
+        """Listeners of the session that there is when they are open. Raises as `open`, but for the room."""
+        while True:
+            of_zone = await self._zone(zone)
+            found = ref if ref.namespace else replace(ref, namespace=of_zone.session.access.namespace)
+            listeners = await of_zone.forwards.open(found, pairs, check=check)
+            if of_zone in self._of_zone.values():
+                return of_zone, listeners
+            await of_zone.forwards.aclose(drain_s=0)  # it was ended meanwhile, before these were in it
 
     async def _zone(self, zone: str) -> _OfZone:
         """What the session of this zone has. Raises KubeTunnelError: there is no session."""
         zone = zone or self._clusters.zones[0]
         if zone not in self._clusters.zones:
             raise KubeTunnelError(f"{zone!r} is no zone of ours.")
-        session = await self._clusters.of(zone).session()
-        found = self._of_zone.get(zone)
-        if found is None or found.session is not session or found.made_for != self._made_for:
-            await self._end(zone)
-            address, retry = self._made_for
-            workloads = Workloads(session.access, session.discovery)
-            forwards = LocalForwards(
-                workloads, session.forwards, addresses=(address,), retries=retry.max, retry_delay_s=retry.delay_s,
-                is_unhealthy=lambda forwards, pod_port: self._is_unhealthy(forwards, pod_port),
-            )  # fmt: skip
-            found = self._of_zone[zone] = _OfZone(session, self._made_for, workloads, forwards)
-        return found
+        cluster = self._clusters.of(zone)
+        await cluster.session()  # while one waits for it, others can go on
+        async with self._replacing:
+            session = await cluster.session()
+            found = self._of_zone.get(zone)
+            if found is None or found.session is not session or found.made_for != self._made_for:
+                await self._end(zone)
+                if self._is_ending:
+                    raise ClusterUnreachable("The tunnel is ending.")
+                address, retry = self._made_for
+                workloads = Workloads(session.access, session.discovery)
+                forwards = LocalForwards(
+                    workloads, session.forwards, addresses=(address,), retries=retry.max, retry_delay_s=retry.delay_s,
+                    is_unhealthy=lambda forwards, pod_port: self._is_unhealthy(forwards, pod_port),
+                )  # fmt: skip
+                found = self._of_zone[zone] = _OfZone(session, self._made_for, workloads, forwards)
+            return found
 
     async def _end(self, zone: str, drain_s: float = DRAIN_S) -> None:
         """Closes all of a session; what is wanted is opened anew in the next one."""
@@ -263,10 +295,12 @@ class LocalPorts:
             await of_zone.aclose(drain_s)
 
     async def _close_unwanted(self) -> None:
+        closing = []
         for of_zone in self._of_zone.values():
             for port in [port for port in of_zone.open if port.id not in self._wanted]:
                 port.listener = None
-                await of_zone.forwards.close(of_zone.open.pop(port))
+                closing.append(of_zone.forwards.close(of_zone.open.pop(port)))
+        await asyncio.gather(*closing)
 
     def _want(self, asked_by: AskedBy, entry: str, zone: str, spec: ForwardSpec) -> list[LocalPort]:
         made = []
@@ -285,6 +319,8 @@ class LocalPorts:
     def _drop(self, ports: Iterable[LocalPort]) -> None:
         for port in ports:
             self._wanted.pop(port.id, None)
+            if (opening := self._opening.get(port.id)) is not None:
+                opening.cancel()
 
 
 def _is_of(port: LocalPort, asked_by: AskedBy, entry: str) -> bool:

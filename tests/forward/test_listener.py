@@ -301,6 +301,28 @@ async def test_what_cannot_work_is_refused_at_the_start_or_to_each_connection(fo
     await expect_reset(listener)
 
 
+async def test_an_opening_that_is_cancelled_leaves_no_socket(
+    forwards: LocalForwards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving: list[asyncio.Server] = []
+    start_serving = asyncio.Server.start_serving
+
+    async def stuck(server: asyncio.Server) -> None:
+        await start_serving(server)
+        serving.append(server)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.base_events.Server, "start_serving", stuck)
+    opening = asyncio.create_task(listen(forwards, ECHO))
+    await until(lambda: bool(serving))
+    address = serving[0].sockets[0].getsockname()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*address)
+
+
 async def test_closing_lets_running_connections_end(forwards: LocalForwards) -> None:
     listener = await listen(forwards, ECHO)
     address = listener.addresses[0]

@@ -203,13 +203,21 @@ async def test_mistakes_in_commands(web: Web) -> None:
             await asyncio.to_thread(web.command, command, *words)
 
 
-async def test_a_forward_that_cannot_be_opened_says_why(web: Web) -> None:
-    await asyncio.to_thread(web.command, "kube.forward.open", "svc/nothere -n demo http")
+@pytest.mark.parametrize("port", ["http", "18080"])
+async def test_a_forward_that_cannot_be_opened_says_why(web: Web, port: str) -> None:
+    entry = f"svc/nothere -n demo {port}"
+    await asyncio.to_thread(web.command, "kube.forward.open", entry)
 
     def failure() -> str:
-        return "".join(row["last error"] for row in web.table("kube.forwards"))
+        return "".join(row["last error"] for row in web.table("kube.forwards") if row["state"] == "not open yet")
 
-    assert "nothere" in await until(failure)
+    told = await until(failure)
+    assert "nothere" in told
+    await asyncio.to_thread(web.wait_for, rf"The forward '{entry}' cannot be opened yet, and is tried again: .*nothere")
+    again = await asyncio.to_thread(web.command, "kube.forward.open", entry)
+    assert again == f"{entry}: not open yet, and tried again now: {told}"
+    assert "closed" in await asyncio.to_thread(web.command, "kube.forward.close", entry)
+    await until(lambda: not web.table("kube.forwards"))
 
 
 async def test_without_a_cluster_that_is_said(start_web: Callable[..., Awaitable[Web]], tmp_path: Path) -> None:

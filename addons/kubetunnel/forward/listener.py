@@ -124,11 +124,14 @@ class LocalListener:
         loop = asyncio.get_running_loop()
         buffer = memoryview(bytearray(READ_BUFFER_BYTES))
         self._client_sockets = ClientSockets()
-        for position, listening in enumerate(sockets):
+        for listening in sockets:
             try:
-                self._servers.append(await loop.create_server(partial(LocalConnection, self, buffer), sock=listening))
+                connection = partial(LocalConnection, self, buffer)
+                server = await loop.create_server(connection, sock=listening, start_serving=False)
+                self._servers.append(server)  # before it serves: who is cancelled then closes it, too
+                await server.start_serving()
             except BaseException:
-                for unused in sockets[position:]:
+                for unused in sockets[len(self._servers) :]:
                     unused.close()
                 await self.aclose(drain_s=0)
                 raise
@@ -333,7 +336,7 @@ class LocalForwards:
 
     async def close(self, listener: LocalListener) -> None:
         """One listener, with its connections."""
-        self._listeners.remove(listener)
+        self._listeners = [each for each in self._listeners if each is not listener]
         await listener.aclose()
 
     async def aclose(self, *, drain_s: float = DRAIN_S) -> None:

@@ -87,7 +87,9 @@ class Commands:
             self._local_ports.ask(entry)
         except (ValueError, KubeTunnelError) as e:
             raise exceptions.CommandError(str(e).removeprefix("forwards: ")) from e
-        return f"{entry}: opening. The log and kube.forwards tell where it listens."
+        if failures := dict.fromkeys(each.failure for each in known if each.failure):
+            return f"{entry}: not open yet, and tried again now: {' '.join(failures)}"
+        return f"{entry}: opening. The log and kube.forwards tell where it listens, or why it does not."
 
     @_command("kube.forward.close")
     def close(self, *words: str) -> str:
