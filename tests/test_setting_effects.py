@@ -41,11 +41,11 @@ from kubetunnel.core.health import parse_check
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.settings import Settings, every_setting
 from kubetunnel.core.spoken import Spoken
+from kubetunnel.forward import attempts
 from kubetunnel.forward.pod_streams import PodStreams
 from kubetunnel.local_ports import LocalPort, LocalPorts
 from kubetunnel.naming_plan import plan_naming
 from kubetunnel.observe.traffic import ServiceKey
-from kubetunnel.proxy import attempts
 from kubetunnel.proxy.limits import http_policy
 from kubetunnel.proxy.routing import Destination
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
@@ -184,7 +184,7 @@ class Failing:
     def open_streams(self, namespace: str, pod: str) -> int:
         return 0
 
-    async def open(self, pod_port: PodPort, protocol_factory: Any, *, shared: bool = False) -> None:
+    async def open(self, pod_port: PodPort, protocol_factory: Any, *, shared: bool = False) -> Any:
         self.opened += 1
         raise UpstreamReset("The connection was cut.")
 
@@ -281,11 +281,12 @@ def is_closed_when_idle(world: World) -> bool:
 class Stuck(Failing):
     """Port-forwards that open, and take nothing."""
 
-    async def open(self, pod_port: PodPort, protocol_factory: Any, *, shared: bool = False) -> None:
+    async def open(self, pod_port: PodPort, protocol_factory: Any, *, shared: bool = False) -> Any:
         protocol = protocol_factory()
         self.transport = FullTransport(protocol, left=1000, takes=0)
         protocol.connection_made(self.transport)
         protocol.pause_writing()
+        return self.transport, protocol
 
 
 async def a_pod_that_takes_nothing(world: World) -> str:

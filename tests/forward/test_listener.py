@@ -19,7 +19,7 @@ from kubetunnel.core.catalog import Endpoint
 from kubetunnel.core.endpoints import Target
 from kubetunnel.core.errors import NoReadyEndpoints, ServiceNotFound
 from kubetunnel.core.local_forward import Kind, ObjectRef, PortPair
-from kubetunnel.forward import spdy_upstream
+from kubetunnel.forward import attempts, spdy_upstream
 from kubetunnel.forward.departed import ClientSockets
 from kubetunnel.forward.direct import DirectConnections
 from kubetunnel.forward.listener import LocalForwards, LocalListener
@@ -188,6 +188,30 @@ async def test_another_pod_is_tried_where_one_refuses(sim: SimCluster, forwards:
         async with asyncio.timeout(10):
             assert await reader.readexactly(6) == b"kept %d" % number
         await close(writer)
+
+
+async def test_a_pod_that_refused_is_not_tried_first_again(
+    sim: SimCluster, forwards: LocalForwards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def echoed() -> bool:
+        reader, writer = await connect(listener)
+        writer.write(b"kept")
+        async with asyncio.timeout(10):
+            answer = await reader.readexactly(4)
+        await close(writer)
+        return answer == b"kept"
+
+    monkeypatch.setattr(attempts, "FAILED_MEMORY_S", 600.0)  # a slow machine
+    caplog.set_level(logging.INFO)
+    refusing = sim.pods("demo", app="echo")[0]
+    sim.faults.set(str(refusing), 9000, refuse=True)
+    listener = await listen(forwards, ECHO)
+    async with asyncio.timeout(30):
+        while "Trying again" not in caplog.text:  # until it was chosen
+            assert await echoed()
+    for _ in range(8):
+        assert await echoed()
+    assert caplog.text.count(f"Nothing listens on port 9000 of pod {refusing}. Trying again.") == 1
 
 
 async def test_nothing_is_sent_twice_once_the_pod_has_spoken(sim: SimCluster, forwards: LocalForwards) -> None:

@@ -17,9 +17,9 @@ from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.settings import ClusterSettings, Settings, ZoneSettings
 from kubetunnel.forward import stream
 from kubetunnel.forward.answered import MAX_ANSWERED
+from kubetunnel.forward.attempts import FAILED_MEMORY_S, Attempts, Choices
 from kubetunnel.forward.errors import StreamFailed
 from kubetunnel.proxy import failover
-from kubetunnel.proxy.attempts import FAILED_MEMORY_S, Attempts, Choices
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.failover import MAX_HELD_BYTES, FailoverStream
 from kubetunnel.proxy.routing import Destination, Router, Upstream, error_of

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,22 +16,18 @@ from functools import partial
 from kubetunnel.cluster.workloads import Reachable, Workloads
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort
-from kubetunnel.core.endpoints import Target, choose_target
+from kubetunnel.core.endpoints import Target
 from kubetunnel.core.errors import (
     ConnectionRefused,
     Forbidden,
     KubeTunnelError,
-    PodGone,
     Unauthenticated,
     UpstreamProtocol,
-    UpstreamReset,
 )
 from kubetunnel.core.first_bytes import Protocol
-from kubetunnel.core.health import prefer_healthy
 from kubetunnel.core.local_forward import ObjectRef, PortPair
-from kubetunnel.forward.answered import AnsweredPorts
+from kubetunnel.forward.attempts import Attempts, Choices
 from kubetunnel.forward.departed import ClientSockets
-from kubetunnel.forward.errors import DialTimeout
 from kubetunnel.forward.local_connection import READ_BUFFER_BYTES, LocalConnection, PodConnection
 from kubetunnel.forward.local_sockets import LOOPBACK, bind
 from kubetunnel.forward.pod_streams import PodStreams
@@ -47,10 +42,6 @@ RETRIES = 2  # the contract's retry.max and base delay
 RETRY_DELAY_S = 0.1
 TOLD_AGAIN_S = 60.0  # who tries by hand is to see the reason again; a client that tries on and on has told it already
 _MAX_TOLD = 100
-
-# concerns this endpoint alone: another one may do better
-_ENDPOINT_FAILED = (PodGone, UpstreamReset, DialTimeout, ConnectionRefused)
-
 
 type IsUnhealthy = Callable[[PodStreams, PodPort], bool]
 
@@ -90,11 +81,9 @@ class LocalListener:
         self._hosts = addresses
         self._workloads = workloads
         self._forwards = forwards
-        self._is_unhealthy = is_unhealthy
-        self._rng = rng or random.Random()  # noqa: S311 - balancing, no secret
+        self._choices = Choices(rng or random.Random())  # noqa: S311 - balancing, no secret
+        self._choices.is_unhealthy = is_unhealthy
         self._backoff = Backoff(retry_delay_s, cap_s=10 * retry_delay_s, retries=retries)
-        self._opening: Counter[PodPort] = Counter()
-        self._answered = AnsweredPorts()
         self._servers: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], LocalConnection] = {}
         self._client_sockets: ClientSockets | None = None
@@ -145,7 +134,7 @@ class LocalListener:
     async def _check_right(self, reachable: Reachable) -> None:
         """A right that is missing is told of now; what else fails with this pod may do with others, or later."""
         try:
-            await self._forwards.warm_up(self._rng.choice(reachable.targets).pod_port)
+            await self._forwards.warm_up(self._choices.rng.choice(reachable.targets).pod_port)
         except (Forbidden, Unauthenticated):
             raise
         except KubeTunnelError as error:
@@ -205,62 +194,47 @@ class LocalListener:
             client.reset()
 
     async def _relay(self, client: LocalConnection) -> KubeTunnelError | None:
-        """Opens a stream, and another where that fails unheard. Why the last one ended, None for well."""
+        """Opens a stream, and another where that one is refused unheard. Why the last one ended, None for well."""
         shared = await client.spoken(FIRST_BYTES_PATIENCE_S) is Protocol.HTTP1
-        delays_s = self._backoff.delays_s(self._rng)
         reachable = await self._workloads.reachable(self.ref, self.pair.remote)
-        left = reachable.targets
+        attempts = Attempts(
+            _Place(reachable.targets, self._forwards),
+            lambda _: self._choices,
+            self._find_anew,
+            self._backoff,
+            client=client.peername[0] if reachable.sticky else None,
+            shared=shared,
+            tell=self._tell_again,
+        )
+        connection = partial(PodConnection, client, partial(self._heard, attempts))
+        refused: ConnectionRefused | None = None
         while not client.ended.done():
-            target = self._choose(reachable, left, client)
-            error = await self._attempt(client, target, shared=shared)
-            if not isinstance(error, _Unheard):
+            opening = attempts.open_another(refused, connection) if refused else attempts.open(connection)
+            pod = await opening
+            logger.debug("%s: %s goes to %s", self, _shown(*client.peername), attempts.target.pod_port)
+            try:
+                error = await pod.ended
+            except asyncio.CancelledError:
+                pod.transport.abort()
+                raise
+            if not (isinstance(error, ConnectionRefused) and pod.never_connected):
+                if error is not None:
+                    attempts.lost(error)
                 return error
-            delay_s = next(delays_s, None)
-            if delay_s is None:
-                return error.refusal
-            level = self._level(logging.INFO, f"again: {error.refusal}")
-            logger.log(level, "%s: %s Trying again.", self, error.refusal)
-            await asyncio.sleep(delay_s)
-            left = tuple(each for each in left if each.pod_port != target.pod_port)
-            if isinstance(error.refusal, PodGone) or not left:
-                reachable = await self._workloads.reachable(self.ref, self.pair.remote, fresh=True)
-                left = reachable.targets
+            refused = error
         return None
 
-    def _choose(self, reachable: Reachable, left: Sequence[Target], client: LocalConnection) -> Target:
-        healthy = prefer_healthy(left, lambda target: self._is_unhealthy(self._forwards, target.pod_port))
-        return choose_target(healthy, self._streams, self._rng, client.peername[0] if reachable.sticky else None)
+    async def _find_anew(self) -> _Place:
+        reachable = await self._workloads.reachable(self.ref, self.pair.remote, fresh=True)
+        return _Place(reachable.targets, self._forwards)
 
-    async def _attempt(
-        self, client: LocalConnection, target: Target, *, shared: bool
-    ) -> KubeTunnelError | _Unheard | None:
-        """One stream, to its end; _Unheard where nothing of it was heard by anybody."""
-        pod_port = target.pod_port
-        self._opening[pod_port] += 1
-        connection = partial(PodConnection, client, partial(self._heard, pod_port))
-        try:
-            _, pod = await self._forwards.open(pod_port, connection, shared=shared and pod_port in self._answered)
-        except _ENDPOINT_FAILED as failure:
-            self._answered.discard(pod_port)
-            return _Unheard(failure)
-        finally:
-            self._opening[pod_port] -= 1
-            if not self._opening[pod_port]:
-                del self._opening[pod_port]
-        logger.debug("%s: %s goes to %s", self, _shown(*client.peername), pod_port)
-        try:
-            error = await pod.ended
-        except asyncio.CancelledError:
-            pod.transport.abort()
-            raise
-        if isinstance(error, ConnectionRefused):
-            self._answered.discard(pod_port)
-        return _Unheard(error) if error is not None and pod.never_connected else error
-
-    def _heard(self, pod_port: PodPort) -> None:
+    def _heard(self, attempts: Attempts) -> None:
         """The pod answers: what fails from now on is news."""
-        self._answered.add(pod_port)
+        attempts.answered()
         self._told.clear()
+
+    def _tell_again(self, line: str) -> None:
+        logger.log(self._level(logging.INFO, line), "%s: %s", self, line)
 
     def _level(self, level: int, reason: str) -> int:
         """At which level this is told: DEBUG where it was told a moment ago, and no pod has answered since."""
@@ -272,17 +246,16 @@ class LocalListener:
         self._told[reason] = now
         return level
 
-    def _streams(self, target: Target) -> int:
-        """Those that are being opened count, too: a burst would all go to one pod."""
-        pod_port = target.pod_port
-        return self._forwards.open_streams(pod_port.namespace, pod_port.pod) + self._opening[pod_port]
-
 
 @dataclass(frozen=True, slots=True)
-class _Unheard:
-    """A failure before the pod's port took the connection: what was sent can be sent to another."""
+class _Place:
+    """Where a connection may go to, for `Attempts`."""
 
-    refusal: KubeTunnelError
+    targets: tuple[Target, ...]
+    forwards: PodStreams
+
+    def explain(self, target: Target, error: KubeTunnelError) -> None:
+        """The listener does, whatever failed."""
 
 
 class LocalForwards:

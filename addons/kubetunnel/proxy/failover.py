@@ -12,8 +12,8 @@ import logging
 from typing import Any
 
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError
+from kubetunnel.forward.attempts import Attempts
 from kubetunnel.forward.errors import PodReset, StreamFailed
-from kubetunnel.proxy.attempts import Attempts
 from kubetunnel.proxy.refusals import own_failure
 
 logger = logging.getLogger(__name__)

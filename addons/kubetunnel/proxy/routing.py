@@ -20,10 +20,10 @@ from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, Sr
 from kubetunnel.core.ports import PortRequest, choose_port
 from kubetunnel.core.settings import ServiceSettings, Settings
 from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
+from kubetunnel.forward.attempts import Attempts, Choices
 from kubetunnel.forward.pod_streams import PodStreams
 from kubetunnel.progress import telling
 from kubetunnel.proxy import http2_probe
-from kubetunnel.proxy.attempts import Attempts, Choices
 from kubetunnel.proxy.clusters import Clusters, Session
 from kubetunnel.proxy.failover import FailoverStream
 from kubetunnel.proxy.http.writing import TimedWriter

@@ -25,8 +25,8 @@ from kubetunnel.core.endpoints import Target
 from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http
+from kubetunnel.forward.attempts import Attempts
 from kubetunnel.proxy import untraced
-from kubetunnel.proxy.attempts import Attempts
 from kubetunnel.proxy.destination import OpenForClient, OpenUntilConnected
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.reading import PausableReaders

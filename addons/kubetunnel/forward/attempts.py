@@ -119,6 +119,7 @@ class Attempts:
         backoff: the delays, and by their number how many retries there may be.
         client: as `choose_target` has it.
         shared: the upstream is for small exchanges, so it may have neighbours on its connection to the API server.
+        tell: called with a line on each attempt that another one follows.
     """
 
     target: Target
@@ -132,6 +133,7 @@ class Attempts:
         *,
         client: str | None = None,
         shared: bool = False,
+        tell: Callable[[str], None] = logger.info,
     ) -> None:
         self.retries = 0
         self._place = place
@@ -142,9 +144,10 @@ class Attempts:
         self._delays_s = backoff.delays_s(self._choices.rng)
         self._client = client
         self._shared = shared
+        self._tell = tell
         self._is_alone = True
 
-    async def open(self, protocol_factory: Callable[[], asyncio.Protocol]) -> None:
+    async def open[P: asyncio.Protocol](self, protocol_factory: Callable[[], P]) -> P:
         """A stream to an endpoint; the protocol has it when this returns. Raises what the last attempt failed for."""
         while True:
             forwards = self._place.forwards
@@ -152,14 +155,14 @@ class Attempts:
             try:
                 with self._choices.opening(target.pod_port):
                     self._is_alone = not (self._shared and target.pod_port in self._choices.answered)
-                    await forwards.open(target.pod_port, protocol_factory, shared=not self._is_alone)
+                    _, protocol = await forwards.open(target.pod_port, protocol_factory, shared=not self._is_alone)
             except _ENDPOINT_FAILED as e:
                 await self._pass_by(target, e)
             except KubeTunnelError as e:
                 self._place.explain(target, e)
                 raise
             else:
-                return
+                return protocol
 
     def answered(self) -> None:
         """Something was heard of the latest endpoint."""
@@ -175,10 +178,12 @@ class Attempts:
         """Whether the stream could share a connection to the API server by now, and does not."""
         return self._shared and self._is_alone and self.target.pod_port in self._choices.answered
 
-    async def open_another(self, refused: ConnectionRefused, protocol_factory: Callable[[], asyncio.Protocol]) -> None:
+    async def open_another[P: asyncio.Protocol](
+        self, refused: ConnectionRefused, protocol_factory: Callable[[], P]
+    ) -> P:
         """As `open`, after the latest endpoint turned out to refuse."""
         await self._pass_by(self.target, refused)
-        await self.open(protocol_factory)
+        return await self.open(protocol_factory)
 
     async def _pass_by(self, target: Target, error: KubeTunnelError) -> None:
         """Waits before the next attempt; raises the error where there is none."""
@@ -190,7 +195,7 @@ class Attempts:
         if delay_s is None:
             self._place.explain(target, error)
             raise error
-        logger.info("%s: %s Trying again.", target.pod_port, error)
+        self._tell(f"{target.pod_port}: {error} Trying again.")
         await asyncio.sleep(delay_s)
         self.retries += 1
         if isinstance(error, PodGone) or not self._left:
