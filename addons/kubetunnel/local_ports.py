@@ -77,8 +77,10 @@ class _OfZone:
     open: dict[LocalPort, LocalListener] = field(default_factory=dict)
 
     async def aclose(self, drain_s: float = DRAIN_S) -> None:
-        await self.forwards.aclose(drain_s=drain_s)
-        await self.workloads.aclose()
+        try:
+            await self.forwards.aclose(drain_s=drain_s)
+        finally:  # who opens a port ends the former session's, and may be cancelled meanwhile
+            await self.workloads.aclose()
 
 
 class LocalPorts:

@@ -376,6 +376,22 @@ async def test_closing_ends_what_does_not_end_by_itself(forwards: LocalForwards)
     writer.close()
 
 
+async def test_a_closing_that_is_cancelled_ends_the_connections_at_once(forwards: LocalForwards) -> None:
+    listener = await listen(forwards, ECHO)
+    reader, writer = await connect(listener)
+    writer.write(b"x")
+    await reader.readexactly(1)
+    closing = asyncio.create_task(forwards.aclose(drain_s=3600))
+    await until(lambda: listener._closed)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    async with asyncio.timeout(10):
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+    writer.close()
+
+
 async def test_http_shares_and_the_rest_does_not(forwards: LocalForwards, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     open_ = PortForwards.open

@@ -146,14 +146,16 @@ class LocalListener:
         for server in self._servers:
             server.close()
         self._servers.clear()
-        if self._connections:
-            await asyncio.wait(self._connections, timeout=drain_s)
-        for task in list(self._connections):
-            task.cancel()
+        try:
+            if self._connections:
+                await asyncio.wait(self._connections, timeout=drain_s)
+        finally:  # also where nobody waits for them any more
+            for task in list(self._connections):
+                task.cancel()
+            if self._client_sockets is not None:
+                self._client_sockets.close()
         if self._connections:
             await asyncio.wait(self._connections)
-        if self._client_sockets is not None:
-            self._client_sockets.close()
         if self.addresses:
             logger.info("%s: no longer on %s", self, ", ".join(_shown(*address) for address in self.addresses))
             self.addresses = ()
