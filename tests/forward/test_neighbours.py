@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from unittest.mock import Mock
 
 import pytest
 
 from kubetunnel.core.errors import UpstreamReset
 from kubetunnel.forward.errors import StreamFailed
+from kubetunnel.forward.lane import FIRST_WORD_S, Lane
 from kubetunnel.forward.neighbours import CROWD_HELD_BYTES, HELD_BYTES
 from kubetunnel.forward.pool import PortForwards
 from kubetunnel.forward.upstream import STOPPED_S, Upstream
@@ -174,6 +176,28 @@ async def test_a_reader_that_stops_pays_where_a_neighbour_waits_in_vain(api: Api
     assert "other streams behind them" in str(failure)
     assert not reader.at_eof()
     writer.transport.abort()
+
+
+async def test_a_server_that_speaks_first_is_heard_beside_a_stopped_reader(
+    api: ApiServer, forwards: PortForwards
+) -> None:
+    silent, _ = await forwards.open(to(DEAF), Recorder, shared=True)
+    transport, stopped = await forwards.open(to(FLOODS), lambda: Recorder(pause=True), shared=True)
+    upstream = only_upstream(forwards)
+    await until(lambda: upstream._reading_paused)
+    upstream.look(asyncio.get_running_loop().time() + STOPPED_S + 0.5)
+    stopped.pause = False
+    transport.resume_reading()
+    assert isinstance(await stopped.lost, StreamFailed), "what the other server says first may lie behind its bytes"
+    silent.abort()
+
+
+def test_what_nobody_said_a_word_on_is_waited_for_while_it_is_young() -> None:
+    young = Lane(stream=Mock(paused=False), opened_at=1000.0)
+    assert young.in_flight(1000.0 + FIRST_WORD_S - 0.1)
+    assert not young.in_flight(1000.0 + FIRST_WORD_S)
+    young.heard_at = 1000.5
+    assert not young.in_flight(1001.0)
 
 
 async def test_all_who_shared_a_cut_upstream_find_one_new(api: ApiServer, forwards: PortForwards) -> None:

@@ -291,9 +291,13 @@ async def test_a_paused_reader_gets_nothing_and_holds_little(
 async def test_on_a_shared_upstream_a_paused_reader_holds_a_bounded_buffer(api: ApiServer, access: Access) -> None:
     forwards = PortForwards(access, max_upstreams=1)
     reader, writer = await forwards.open_connection(to(ECHO))
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
+    (upstream,) = forwards._of_upstream
+    for lane in upstream._lanes.values():
+        lane.heard_at = 0.0  # long ago: nobody waits
     transport, paused = await forwards.open(to(FLOODS), lambda: Recorder(pause=True))
     await until(lambda: paused.transport.held_bytes >= HELD_BYTES)
-    upstream = next(iter(forwards._of_upstream))
     assert upstream._reading_paused
     assert upstream.stalled
     assert paused.transport.held_bytes < 2 * HELD_BYTES

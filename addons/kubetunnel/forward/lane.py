@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from kubetunnel.forward.stream import ForwardStream
@@ -10,6 +11,8 @@ UPLOAD_BYTES = 64 * 1024  # sockets between us and a pod hold at least this much
 BULK_BYTES = 128 * 1024  # of one answer: beyond it the copying costs more than the exchange
 HEAVY_S = 10.0  # who was bulky is likely to be so again
 IN_FLIGHT_S = 0.1  # an answer that came in pieces so lately may go on
+FIRST_WORD_S = 5.0  # of a stream so young nobody can tell whether its server speaks first
+NEVER = -math.inf
 
 
 @dataclass(slots=True)
@@ -43,7 +46,7 @@ class Lane:
     unheard_bytes: int = 0  # sent since the pod's last byte
     heard_bytes: int = 0  # received since the client's last byte
     sent_at: float = 0.0
-    heard_at: float = 0.0
+    heard_at: float = NEVER
     heavy: bool = False  # bulky, or its reader stopped: no good neighbour
     heavy_at: float = 0.0
     finished_at: float | None = None  # our FIN: the client is gone, the runtime is about to end it
@@ -64,4 +67,6 @@ class Lane:
         """Whether its client waits for bytes of the pod, as far as can be told without reading them."""
         if self.finished_at is not None or self.stream.paused:
             return False
+        if self.heard_at == NEVER and now - self.opened_at < FIRST_WORD_S:
+            return True
         return self.unheard_bytes > 0 or now - self.heard_at < IN_FLIGHT_S
