@@ -525,7 +525,8 @@ async def test_a_stalled_api_server_is_a_timeout(
     either_task_factory: None, api_server: FakeApi, kubeconfig: WriteKubeconfig
 ) -> None:
     access = await load_access(kubeconfig=kubeconfig())
-    discovery = Discovery(access, patience_s=5.0, api=ApiServer(access, answer_timeout_s=0.2))
+    api = ApiServer(access, answer_timeout_s=0.2)
+    discovery = Discovery(access, patience_s=5.0, api=api)
     access.reach = Impatient()
 
     async def stall(request: web.Request) -> None:
@@ -535,6 +536,7 @@ async def test_a_stalled_api_server_is_a_timeout(
     with pytest.raises(Timeout, match=r"said nothing for 0\.2 s"):
         await discovery.service("shop", "web")
     api_server.script = None
+    api._http._answer_timeout_s = 5.0
     add_service(api_server)
     assert addresses(await discovery.service("shop", "web")) == ["10.0.0.1"]
     await discovery.aclose()

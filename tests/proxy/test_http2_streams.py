@@ -450,6 +450,79 @@ def test_a_stream_that_stops_beside_a_busy_one(streamed: bool) -> None:
     assert leftovers(book) == []
 
 
+def fill(peer: H2Peer, stream_id: int) -> None:
+    """Sends of a body whatever may be sent."""
+    while (window := min(peer.h2.local_flow_control_window(stream_id), 16384)) > 0:
+        peer.h2.send_data(stream_id, b"x" * window)
+        peer.flush()
+
+
+WRITE_TIMEOUT_S = 3.0
+
+
+def uploading(*fields: tuple[str, str]) -> tuple[Playbook, H2Peer, H2Peer, int]:
+    """A client that sends more than its pod takes, beside another stream."""
+    policy = HttpPolicy(ExchangePolicy(response_header_timeout_s=WRITE_TIMEOUT_S, write_timeout_s=WRITE_TIMEOUT_S))
+    hooks = {"requestheaders": stream_bodies, "responseheaders": stream_bodies}
+    book = Playbook(h2_client=True, h2_upstream=True, policy=policy, **hooks)
+    peer = book.h2_client()
+    upload = peer.request("/upload", *fields, method="PUT", end=False)
+    pod = pod_of(book)
+    fill(peer, upload)
+    return book, peer, pod, upload
+
+
+def test_a_pod_that_takes_nothing_of_one_request() -> None:
+    book, peer, pod, upload = uploading()
+    other = peer.request("/other")
+    pod.flush()
+    pod.respond(3, ("content-type", "text/event-stream"), end=False)
+    book.pass_time(WRITE_TIMEOUT_S - 0.1)
+    assert peer.status(upload) is None
+    book.pass_time(0.1)
+    peer.flush()
+    assert (peer.status(upload), peer.fields(upload)["x-kube-tunnel-error"]) == ("504", "Timeout")
+    assert b"took nothing of what was sent to it for 3 s" in peer.body(upload)
+    pod.flush()
+    assert [(reset.stream_id, reset.error_code) for reset in pod.of(h2.events.StreamReset)] == [(1, ErrorCodes.CANCEL)]
+    pod.h2.send_data(3, b"late", end_stream=True)
+    pod.flush()
+    peer.flush()
+    assert peer.body(other) == b"late"
+    assert not book.closed
+    if not peer.of(h2.events.StreamReset, upload):  # what still comes of it is read, and dropped
+        assert peer.h2.local_flow_control_window(upload) > 0
+        peer.h2.end_stream(upload)
+        peer.flush()
+    assert leftovers(book) == []
+
+
+def test_a_pod_that_takes_a_request_slowly_is_waited_for() -> None:
+    book, peer, pod, upload = uploading()
+    for _ in range(20):
+        book.pass_time(WRITE_TIMEOUT_S - 0.5)
+        pod.h2.increment_flow_control_window(1024, 1)
+        pod.h2.increment_flow_control_window(1024)
+        pod.flush()
+        fill(peer, upload)
+    assert peer.status(upload) is None
+    assert not pod.of(h2.events.StreamReset)
+    for _ in range(2):
+        book.pass_time(WRITE_TIMEOUT_S)
+    peer.flush()
+    assert peer.status(upload) == "504"
+
+
+def test_a_call_whose_server_does_not_read_may_wait() -> None:
+    book, peer, pod, upload = uploading(GRPC)
+    for _ in range(20):
+        book.pass_time(WRITE_TIMEOUT_S)
+    peer.flush()
+    pod.flush()
+    assert peer.status(upload) is None
+    assert not pod.of(h2.events.StreamReset)
+
+
 def test_a_stream_whose_client_reads_late_is_not_called_silent() -> None:
     """The pod may send no more of it, which is no silence of the pod's; its time begins when it may."""
     policy = HttpPolicy(ExchangePolicy(read_timeout_s=READ_TIMEOUT_S))

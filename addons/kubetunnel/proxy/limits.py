@@ -13,6 +13,7 @@ def http_policy(settings: Settings) -> HttpPolicy:
     exchange = ExchangePolicy(
         response_header_timeout_s=settings.http.response_header_timeout_s,
         read_timeout_s=settings.http.read_timeout_s,
+        write_timeout_s=settings.http.write_timeout_s,
         grpc_timeout_s=settings.grpc.timeout_s,
         retry_max=settings.retry.max,
         retry_delay_s=settings.retry.delay_s,

@@ -35,6 +35,11 @@ class DeadlinePassed(base.HttpEvent):
     """The time for the response's headers, or for more of it, is over."""
 
 
+@dataclass
+class NothingTaken(base.HttpEvent):
+    """The pod has taken nothing more of the request for too long."""
+
+
 @dataclass(eq=False)
 class OverdueCall:
     """A gRPC call that brought no deadline, and whose response has not begun when ours passes.

@@ -59,6 +59,10 @@ class KubeHttp2Client(KubeHttp2Connection, Http2Client):
         """Whether it serves nobody."""
         return not self.streams and not self.stream_queue
 
+    def taken_bytes(self, theirs: int) -> int:
+        """How much of what waited to be sent for this exchange has been sent since it waits."""
+        return self.h2_conn.taken_bytes(self.our_stream_id.get(theirs, 0))
+
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         was_idle = self.is_idle
         yield from self._handle_one(event)

@@ -67,6 +67,7 @@ class _Waiting:
     """What the peer does not take yet of one stream."""
 
     data: bytearray = field(default_factory=bytearray)
+    taken_bytes: int = 0
     trailers: Fields | None = None
     ends: bool = False
 
@@ -92,6 +93,11 @@ class KubeH2Connection(H2Connection):
         """How much of this stream the peer does not take yet."""
         waiting = self._waiting.get(stream_id)
         return len(waiting.data) if waiting else 0
+
+    def taken_bytes(self, stream_id: int) -> int:
+        """How much of this stream the peer has taken while something of it was buffered all the time."""
+        waiting = self._waiting.get(stream_id)
+        return waiting.taken_bytes if waiting else 0
 
     def send_data(
         self, stream_id: int, data: bytes | memoryview, end_stream: bool = False, pad_length: int | None = None
@@ -195,6 +201,7 @@ class KubeH2Connection(H2Connection):
         if not size and not is_last:
             return False
         frame, waiting.data = _split(waiting.data, size)
+        waiting.taken_bytes += size
         ends_here = is_last and waiting.ends and not waiting.trailers
         if frame or ends_here:
             super().send_data(stream_id, frame, end_stream=ends_here)

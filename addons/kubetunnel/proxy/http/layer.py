@@ -25,6 +25,7 @@ from kubetunnel.proxy.http.events import (
     Congested,
     DeadlinePassed,
     GetUpstream,
+    NothingTaken,
     Origin,
     Throttle,
     UpstreamDraining,
@@ -34,6 +35,7 @@ from kubetunnel.proxy.http.events import (
 from kubetunnel.proxy.http.failures import Failures
 from kubetunnel.proxy.http.h1_connection import KubeHttp1Connection
 from kubetunnel.proxy.http.h1_server import KubeHttp1Server
+from kubetunnel.proxy.http.h2_client import KubeHttp2Client
 from kubetunnel.proxy.http.h2_server import KubeHttp2Server
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.own import IsOwn, OwnStream
@@ -42,6 +44,7 @@ from kubetunnel.proxy.http.request import NO_HOST as NO_HOST
 from kubetunnel.proxy.http.stream import KubeHttpStream
 from kubetunnel.proxy.http.upgraded import UpgradedLayer
 from kubetunnel.proxy.http.upstream_side import UpstreamSide
+from kubetunnel.proxy.refusals import is_grpc
 
 
 class Reading(Protocol):
@@ -108,6 +111,8 @@ class KubeHttpLayer(UpstreamSide):
         self._abort = abort
         self._deadlines: Deadlines[int] = Deadlines()
         self._silences: dict[int, _Silence] = {}  # by stream
+        self._sendings: Deadlines[int] = Deadlines()  # requests that pods take slowly
+        self._taken_bytes: dict[int, int] = {}  # of those, when it was looked last
         self._throttled: dict[int, tuple[Connection, Connection]] = {}  # stream: from, to
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -119,6 +124,7 @@ class KubeHttpLayer(UpstreamSide):
         elif isinstance(event, events.Wakeup) and event.command in self._wakeups:
             self._wakeups.discard(event.command)
             yield from self._end_of_time()
+            yield from self._end_of_patience()
             yield from self.ask_for_delayed()
             yield from self.refuse_queued()
             yield from self.end_handshakes()
@@ -276,12 +282,38 @@ class KubeHttpLayer(UpstreamSide):
             client, sink = self.context.client, command.connection
             source = stream.flow.server_conn if sink == client else client
             self._throttled[command.stream_id] = source, sink
+            if source == client and not is_grpc(stream.flow.request):
+                yield from self._watch_sending(command.stream_id, stream)
             yield from self._throttle(command.stream_id, source, paused=True)
 
     def _unthrottle(self, stream_id: int) -> layer.CommandGenerator[None]:
         if ends := self._throttled.pop(stream_id, None):
             self._note_heard(stream_id)  # it had to wait
+            self._sendings.discard(stream_id)
+            self._taken_bytes.pop(stream_id, None)
             yield from self._throttle(stream_id, ends[0], paused=False)
+
+    def _watch_sending(self, stream_id: int, stream: KubeHttpStream) -> layer.CommandGenerator[None]:
+        """More of a request waits here than the pod takes: it is to go on taking."""
+        wait_s = stream.policy.write_timeout_s
+        handler = self.connections.get(stream.flow.server_conn)
+        http = handler.context.layers[-1] if handler else None
+        if wait_s is None or not isinstance(http, KubeHttp2Client):
+            return
+        taken = http.taken_bytes(stream_id)
+        if self._taken_bytes.get(stream_id) == taken:
+            yield from self._receive(NothingTaken(stream_id))
+            return
+        self._taken_bytes[stream_id] = taken
+        if self._sendings.set(stream_id, self._clock() + wait_s):
+            yield self.wake_in(wait_s)
+
+    def _end_of_patience(self) -> layer.CommandGenerator[None]:
+        for stream_id in self._sendings.passed(self._clock()):
+            stream = self.streams.get(stream_id)
+            if isinstance(stream, KubeHttpStream):
+                yield from self._watch_sending(stream_id, stream)
+        yield from self.wake_at(self._sendings.next_wakeup(self._clock()))
 
     def _throttle(self, stream_id: int, source: Connection, *, paused: bool) -> layer.CommandGenerator[None]:
         handler = self.connections.get(source)

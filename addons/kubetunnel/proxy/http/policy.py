@@ -15,12 +15,15 @@ class ExchangePolicy:
 
     Args:
         read_timeout_s: between two pieces of a response whose length is known.
+        write_timeout_s: between two pieces of a request that a pod takes in HTTP/2, but for gRPC; in HTTP/1.1, who
+            opened the connection sees to that.
         retry_max: how often a request may be sent again.
         retry_delay_s: the ceiling of the first delay before that, doubled for each.
     """
 
     response_header_timeout_s: float | None = None  # from the end of the request
     read_timeout_s: float | None = None
+    write_timeout_s: float | None = None
     grpc_timeout_s: float | None = None  # from the end of the request of a call that brings no grpc-timeout
     retry_max: int = 2  # the contract's section 3
     retry_delay_s: float = 0.1

@@ -33,6 +33,7 @@ from kubetunnel.proxy.http.events import (
     DeadlinePassed,
     InformationalResponse,
     KubeCallOverdueHook,
+    NothingTaken,
     OverdueCall,
     UpstreamFailed,
 )
@@ -66,6 +67,8 @@ class KubeHttpStream(RequestHalf):
             yield from self._pass_informational(event)
         elif isinstance(event, DeadlinePassed):
             yield from self._time_out()
+        elif isinstance(event, NothingTaken):
+            yield from self._give_up_sending()
         elif isinstance(event, ResponseEndOfMessage) and self._is_cut_off():
             yield from self.handle_protocol_error(UpstreamFailed(self.stream_id, "cut off", ended=True, answered=True))
         else:
@@ -147,13 +150,19 @@ class KubeHttpStream(RequestHalf):
             yield from self.abandon_upstream()
             yield from self.refuse(Timeout(f"{self._where} sent no response headers in {self.timeout_s:g} s."))
         elif self.server_state in (self.state_consume_response_body, self.state_stream_response_body):
-            silence = f"nothing more of its response came in {self.policy.read_timeout_s:g} s"
-            yield from self.abandon_upstream()
-            if self.server_state == self.state_consume_response_body:
-                yield from self.refuse(Timeout(f"{self._where}: {silence}."))
-            else:
-                failure = UpstreamFailed(self.stream_id, silence, ended=True, answered=True)
-                yield from super().handle_protocol_error(failure)
+            yield from self._end_for(f"nothing more of its response came in {self.policy.read_timeout_s:g} s")
+
+    def _give_up_sending(self) -> layer.CommandGenerator[None]:
+        if self.client_state == self.state_stream_request_body and self.server_state != self.state_done:
+            yield from self._end_for(f"it took nothing of what was sent to it for {self.policy.write_timeout_s:g} s")
+
+    def _end_for(self, silence: str) -> layer.CommandGenerator[None]:
+        yield from self.abandon_upstream()
+        if self.server_state == self.state_stream_response_body:
+            failure = UpstreamFailed(self.stream_id, silence, ended=True, answered=True)
+            yield from super().handle_protocol_error(failure)
+        else:
+            yield from self.refuse(Timeout(f"{self._where}: {silence}."))
 
     def _may_stay_silent(self) -> layer.CommandGenerator[bool]:
         """Whether this is a call without a deadline whose server streams: its first message may be an hour away."""
