@@ -549,9 +549,11 @@ async def test_a_changed_limit_reaches_clients_that_are_connected(
         connected = gate._http_layer(Context(client.client, client.layer.context.options))
         before = connected.policy
         assert connected.policy is before
-        made.options.update(kube_read_timeout="2s")
-        made.tunnel.configure({"kube_read_timeout"})
-        assert (before.exchange.read_timeout_s, connected.policy.exchange.read_timeout_s) == (30.0, 2.0)
+        made.options.update(kube_read_timeout="2s", kube_write_timeout="3s")
+        made.tunnel.configure({"kube_read_timeout", "kube_write_timeout"})
+        after = connected.policy
+        limits = [(policy.exchange.read_timeout_s, policy.exchange.write_timeout_s) for policy in (before, after)]
+        assert limits == [(30.0, 30.0), (2.0, 3.0)]
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -140,8 +140,9 @@ class HttpSettings:
         env="KTUN_READ_TIMEOUT", least=0.001, most=86400,
     )  # fmt: skip
     write_timeout_s: float = _setting(
-        30.0, "Between two pieces of a request that a pod takes.", env="KTUN_WRITE_TIMEOUT", least=0.001, most=86400
-    )
+        30.0, "Between two pieces of a request that a pod takes; a gRPC call may wait for its server.",
+        env="KTUN_WRITE_TIMEOUT", least=0.001, most=86400,
+    )  # fmt: skip
     response_header_timeout_s: float = _setting(
         30.0, "From the end of a request to the head of its response.", env="KTUN_RESPONSE_HEADER_TIMEOUT",
         least=0.001, most=86400,
