@@ -12,9 +12,10 @@ help: ## what there is
 run: $(READY) ## the tunnel on 127.0.0.1: your current cluster, else a simulated one (ARGS='…' are its flags)
 	@exec $(BIN)/python -m kubetunnel $(ARGS)
 
+# files that have such tests, by name: to collect all of tests/ takes 9 s each time
 test: $(READY) ## the tests, against the simulated cluster
 	$(BIN)/pytest -m 'not cluster and not alone' -n 2 --dist loadfile $(ARGS)
-	$(BIN)/pytest -m 'alone and not cluster' $(ARGS)
+	$(BIN)/pytest -m 'alone and not cluster' $(ARGS) $$(grep -rl 'mark\.alone' tests)
 
 check: $(READY) ## linters, types, import floors
 	$(BIN)/ruff check .
@@ -23,7 +24,7 @@ check: $(READY) ## linters, types, import floors
 	$(BIN)/lint-imports
 
 test-cluster: $(READY) ## the contract suite against the cluster of $KUBECONFIG
-	$(BIN)/pytest -m cluster $(ARGS)
+	$(BIN)/pytest -m cluster $(ARGS) tests/contract $$(grep -rl 'mark\.cluster' tests --exclude-dir=contract)
 
 axe: $(READY) ## axe-core, which looks at the dashboard in the tests (needs npm)
 	npm install --silent --no-audit --no-fund --no-save --prefix .venv axe-core@4

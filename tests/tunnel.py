@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.forked_mitmdump import ForkedProcess, server
+from tests.forked_mitmproxy import ForkedProcess, server
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDON = ROOT / "addons" / "kube_tunnel.py"
@@ -82,17 +82,27 @@ def without_proxies() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
+def run_mitmdump(confdir: Path, *arguments: Path | str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """The exit status of a mitmdump with the addon that ends by itself, and what it says."""
+    command = [str(Path(sys.executable).parent / "mitmdump"), "-s", str(ADDON), "--set", f"confdir={confdir}"]
+    process = server().start([*command, *map(str, arguments)], cwd=ROOT, env=without_proxies() | (env or {}))
+    assert process.stdout is not None
+    with process.stdout:
+        said = process.stdout.read()
+    return process.wait(START_TIMEOUT_S), said
+
+
 class Tunnel:
-    """`mitmdump -s addons/kube_tunnel.py` on a free port of loopback.
+    """`mitmdump -s addons/kube_tunnel.py` on a free port of loopback, forked from a process that has imported it.
 
     Args:
         confdir: mitmproxy's, so that a test leaves nothing in the user's.
         kubeconfig: None for what the environment says.
         options: more of mitmdump's options.
         program: mitmdump or mitmweb.
-        forked: from a process that has imported mitmdump already, which is much quicker; for the others the installed
-            command itself is started.
     """
+
+    installed = False
 
     def __init__(
         self,
@@ -102,7 +112,6 @@ class Tunnel:
         options: Sequence[str] = (),
         program: str = "mitmdump",
         env: dict[str, str] | None = None,
-        forked: bool = False,
     ) -> None:
         command = [
             str(Path(sys.executable).parent / program),
@@ -123,8 +132,7 @@ class Tunnel:
         self._changed = threading.Condition()
         environ = {**without_proxies(), "PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": str(confdir), **(env or {})}
         self.process: subprocess.Popen[str] | ForkedProcess
-        if forked:
-            assert program == "mitmdump"
+        if not self.installed and sys.platform.startswith("linux"):
             self.process = server().start(command, cwd=confdir, env=environ)
         else:
             self.process = subprocess.Popen(
@@ -189,3 +197,9 @@ class Tunnel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class InstalledTunnel(Tunnel):
+    """The command itself, as it is installed."""
+
+    installed = True

@@ -11,7 +11,7 @@ import pytest
 
 from kubetunnel.sim.cluster import SimCluster
 from tests.simulated import simulated
-from tests.tunnel import Tunnel
+from tests.tunnel import InstalledTunnel, Tunnel
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _simulated(directory: Path) -> Iterator[ClusterUnderTest]:
 
 @pytest.fixture(scope="session")
 def tunnel(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
-    with Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig) as tunnel:
+    with InstalledTunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig) as tunnel:
         yield tunnel
         assert "Traceback" not in tunnel.log, tunnel.log
 
@@ -63,7 +63,7 @@ def tunnel(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) 
 def http2_tunnel(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
     """Speaks HTTP/2 to every pod, and leaves TLS to demo/echo:443 alone."""
     options = ["--set", "kube_force_http2=true", "--set", "kube_services=echo.demo:443 passthrough=true"]
-    with Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options) as tunnel:
+    with InstalledTunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options) as tunnel:
         yield tunnel
         assert "Traceback" not in tunnel.log, tunnel.log
 
@@ -72,7 +72,7 @@ def http2_tunnel(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathFac
 def http1_tunnel(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
     """Knows of demo/echo:80 that it speaks HTTP/1.1 only."""
     options = ["--set", "kube_services=echo.demo:80 app_protocol=http"]
-    with Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options) as tunnel:
+    with InstalledTunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options) as tunnel:
         yield tunnel
         assert "Traceback" not in tunnel.log, tunnel.log
 
@@ -82,5 +82,5 @@ def limited_tunnel(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathF
     """As a user who may read pods, services and endpoints of `demo`, and nothing else."""
     if cluster.limited_kubeconfig is None:
         pytest.skip("KUBECONFIG_LIMITED is not set: no limited user on this cluster")
-    with Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.limited_kubeconfig) as tunnel:
+    with InstalledTunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.limited_kubeconfig) as tunnel:
         yield tunnel

@@ -16,7 +16,7 @@ import pytest
 from tests.contract.by_name_clients import grpc, tcp, websocket
 from tests.contract.conftest import ClusterUnderTest
 from tests.netsetup.dug import Dug, dig
-from tests.tunnel import Answer, Tunnel, curl
+from tests.tunnel import Answer, InstalledTunnel, Tunnel, curl
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="anybody may listen at all of 127.0.0.0/8 on Linux alone"),
@@ -54,7 +54,7 @@ class Resolving:
 @pytest.fixture(scope="module")
 def here(cluster: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resolving]:
     options = ["--set", "kube_network_loopback=true", "--set", "kube_dns_port=0"]
-    with Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options) as tunnel:
+    with InstalledTunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options) as tunnel:
         told = tunnel.wait_for(r"DNS server on ([\d.]+) port (\d+)")
         yield Resolving(tunnel, (told[1], int(told[2])))
         assert "Traceback" not in tunnel.log, tunnel.log

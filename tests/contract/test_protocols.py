@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.conftest import ClusterUnderTest
-from tests.tunnel import Answer, Tunnel, curl, without_proxies
+from tests.tunnel import Answer, InstalledTunnel, Tunnel, curl, without_proxies
 
 NAME = "echo.demo.svc.cluster.local"
 H2C = "--http2-prior-knowledge"
@@ -143,7 +143,9 @@ def test_the_pods_certificate_is_verified_where_the_user_gives_a_ca(
         "--set", f"kube_services=echo.demo:443 ca_file={cluster.app_ca}",
         "--set", f"kube_services=echo.demo:9443 app_protocol=https ca_file={ca_file(tunnel)}",
     ]  # fmt: skip
-    with Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options) as verifying:
+    with InstalledTunnel(
+        tmp_path_factory.mktemp("confdir"), kubeconfig=cluster.kubeconfig, options=options
+    ) as verifying:
         verified = way.ask(verifying, f"https://{NAME}/hostname", "-k")
         assert (verified.status, verified.reason) == (200, None), verified.text
         refused = way.ask(verifying, f"https://{NAME}:9443/", "-k", "--http1.1")

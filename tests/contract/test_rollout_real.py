@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.proxy.test_faults_rollout import Load, asking, client
-from tests.tunnel import Tunnel
+from tests.tunnel import InstalledTunnel, Tunnel
 
 pytestmark = pytest.mark.cluster
 
@@ -54,7 +54,7 @@ def namespace() -> Iterator[str]:
 
 @pytest.fixture
 def tunnel(tmp_path: Path) -> Iterator[Tunnel]:
-    with Tunnel(tmp_path, kubeconfig=os.environ["KUBECONFIG"]) as tunnel:
+    with InstalledTunnel(tmp_path, kubeconfig=os.environ["KUBECONFIG"]) as tunnel:
         yield tunnel
         assert "Traceback" not in tunnel.log, tunnel.log
 

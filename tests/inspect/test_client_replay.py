@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from mitmproxy.io import FlowReader
 from kubetunnel.sim.cluster import SimCluster
 from kubetunnel.sim.objects import Port, ServiceSpec
 from tests.inspect.conftest import Web, until
-from tests.tunnel import ADDON, curl, without_proxies
+from tests.tunnel import curl, run_mitmdump
 
 ECHO = "echo.demo.svc.cluster.local"
 
@@ -111,16 +109,11 @@ async def test_a_recording_in_mitmdump(
     for path in ("/hostname", "/status?code=418"):
         await asyncio.to_thread(web.get, "pair.demo", path)
     await asyncio.to_thread(web.close)
-    command = [
-        Path(sys.executable).parent / "mitmdump", "-s", ADDON, "-p", "0", "--set", f"confdir={tmp_path}",
-        "--set", "kube_dns_enabled=false", "--set", f"kube_kubeconfig={kubeconfig}",
+    status, said = await asyncio.to_thread(
+        run_mitmdump, tmp_path, "-p", "0", "--set", "kube_dns_enabled=false", "--set", f"kube_kubeconfig={kubeconfig}",
         "--client-replay", first, "-w", second,
-    ]  # fmt: skip
-    done = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=60, env=without_proxies()
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    )  # fmt: skip
+    assert status == 0, said
     assert "Traceback" not in said
     with second.open("rb") as file:
         flows = [flow for flow in FlowReader(file).stream() if isinstance(flow, http.HTTPFlow)]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +25,7 @@ async def start_tunnel(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     started: list[Tunnel] = []
 
     async def start(kubeconfig: Path | str | None, **arguments: Any) -> Tunnel:
-        can_fork = arguments.get("program", "mitmdump") == "mitmdump" and sys.platform.startswith("linux")
-        start_one = partial(Tunnel, tmp_path, kubeconfig=kubeconfig, forked=can_fork, **arguments)
-        tunnel = await asyncio.to_thread(start_one)
+        tunnel = await asyncio.to_thread(Tunnel, tmp_path, kubeconfig=kubeconfig, **arguments)
         started.append(tunnel)
         return tunnel
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from kubetunnel.sim.cluster import SimCluster
-from tests.tunnel import ADDON, Tunnel, curl
+from tests.tunnel import ADDON, Tunnel, curl, run_mitmdump
 
 pytestmark = pytest.mark.asyncio
 
@@ -29,13 +29,9 @@ async def test_it_listens_on_loopback_alone(tunnel: Tunnel) -> None:
 
 
 async def test_a_taken_port_ends_the_program_with_a_clear_line(tunnel: Tunnel, tmp_path: Path) -> None:
-    second = await asyncio.to_thread(
-        subprocess.run,
-        [Path(sys.executable).parent / "mitmdump", "-s", ADDON, "-p", str(tunnel.port), "--set", f"confdir={tmp_path}"],
-        capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
-    assert second.returncode == 1
-    assert f"Cannot listen on 127.0.0.1:{tunnel.port}" in second.stdout + second.stderr
+    status, said = await asyncio.to_thread(run_mitmdump, tmp_path, "-p", str(tunnel.port))
+    assert status == 1
+    assert f"Cannot listen on 127.0.0.1:{tunnel.port}" in said
 
 
 async def test_an_address_that_is_asked_for_is_warned_of(
@@ -155,9 +151,6 @@ async def test_a_recording_loads_in_mitmproxy_without_the_addon(
     )  # fmt: skip
     assert read.returncode == 0, read.stderr
     assert "pair.demo.svc.cluster.local" in read.stdout
-    with_addon = await asyncio.to_thread(
-        subprocess.run,
-        [mitmdump, "-s", ADDON, "-nr", recording, "--set", f"confdir={tmp_path}", "~comment pair:8080"],
-        capture_output=True, text=True, timeout=30, env={"KUBECONFIG": "/nonexistent", "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert "pair.demo.svc.cluster.local" in with_addon.stdout, with_addon.stdout + with_addon.stderr
+    no_cluster = {"KUBECONFIG": "/nonexistent"}
+    _, said = await asyncio.to_thread(run_mitmdump, tmp_path, "-nr", recording, "~comment pair:8080", env=no_cluster)
+    assert "pair.demo.svc.cluster.local" in said, said

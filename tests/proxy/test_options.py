@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tunnel import ADDON
+from tests.tunnel import run_mitmdump
 
 
 @pytest.mark.parametrize(
@@ -32,14 +30,7 @@ from tests.tunnel import ADDON
     ],
 )
 def test_a_wrong_option_ends_the_program(option: str, told: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            Path(sys.executable).parent / "mitmdump", "-s", ADDON, "-p", "0",
-            "--set", f"confdir={tmp_path}", "--set", option,
-        ],
-        capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
-    assert done.returncode == 1
-    said = done.stdout + done.stderr
+    status, said = run_mitmdump(tmp_path, "-p", "0", "--set", option)
+    assert status == 1
     assert "Traceback" not in said
     assert re.search(told, said), said

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,7 +22,7 @@ from kubetunnel.proxy.routing import Router
 from kubetunnel.sim.cluster import SimCluster
 from tests.flows.record import DIRECTORY, MAX_FILE_BYTES, RECORDINGS
 from tests.proxy.loopback import received, socks5
-from tests.tunnel import ADDON, Tunnel, curl
+from tests.tunnel import Tunnel, curl, run_mitmdump
 
 with warnings.catch_warnings():  # mitmproxy's filters use former names of pyparsing
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -46,12 +44,8 @@ def flows(path: Path) -> list[Flow]:
 
 def reread(confdir: Path, *arguments: Path | str) -> str:
     """What `mitmdump -s … -n -r FILE [FILTER]` says."""
-    done = subprocess.run(
-        [Path(sys.executable).parent / "mitmdump", "-s", ADDON, "-n", "--set", f"confdir={confdir}", *arguments],
-        capture_output=True, text=True, timeout=60, env={**NO_CLUSTER, "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    status, said = run_mitmdump(confdir, "-n", *arguments, env=NO_CLUSTER)
+    assert status == 0, said
     assert "Traceback" not in said
     return said
 

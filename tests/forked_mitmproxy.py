@@ -1,6 +1,6 @@
-"""mitmdump with all that it imports imported already, forked for each start: to import takes most of a tunnel's start.
+"""mitmdump and mitmweb with all that they import imported already, forked for each start, most of which is imports.
 
-`python -m tests.forked_mitmdump FD` gets a start as a line of JSON over the socket FD, with descriptors beside it for
+`python -m tests.forked_mitmproxy FD` gets a start as a line of JSON over the socket FD, with descriptors beside it for
 standard output and for what becomes of it, until the socket ends. Each is a process of its own in all that counts: its
 arguments, environment, directory, end by a signal. The installed command itself is started where `Tunnel` is told so.
 """
@@ -26,7 +26,12 @@ from typing import Any
 
 PROJECT = Path(__file__).parents[1]
 START_TIMEOUT_S = 30.0
-PRELOADED = ("mitmproxy.tools.main", "mitmproxy.tools.dump", "kubetunnel.app", "kubetunnel.cluster.http_client")
+PRELOADED = (
+    "mitmproxy.tools.dump",
+    "mitmproxy.tools.web.master",
+    "kubetunnel.app",
+    "kubetunnel.cluster.http_client",
+)
 _MAX_REQUEST_BYTES = 1 << 20
 
 
@@ -73,7 +78,7 @@ class Server:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.forked_mitmdump", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.forked_mitmproxy", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd=PROJECT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
@@ -120,9 +125,8 @@ def _become(asked: dict[str, Any], output: int) -> None:
         os.environ.update(asked["env"])
         time.tzset()
         sys.argv[:] = asked["args"]
-        from mitmproxy.tools.main import mitmdump
-
-        status = mitmdump() or 0
+        program = getattr(importlib.import_module("mitmproxy.tools.main"), Path(sys.argv[0]).name)
+        status = program() or 0
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException:  # noqa: BLE001 - as the interpreter would
