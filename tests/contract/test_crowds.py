@@ -13,6 +13,8 @@ import pytest
 from tests.proxy.loopback import socks5_request
 from tests.tunnel import Tunnel
 
+pytestmark = pytest.mark.alone
+
 NAME = "echo.demo.svc.cluster.local"
 EXCHANGES = 10
 GRANTED = 0

@@ -16,8 +16,6 @@ from kubetunnel.sim.cluster import SimCluster
 from tests.proxy.test_troubles import get
 from tests.tunnel import Tunnel
 
-pytestmark = pytest.mark.alone
-
 CONNECTIONS = 1000
 AT_A_TIME = 40
 SETTLED_S = 45.0  # an unused upstream is closed after 30 s

@@ -12,8 +12,6 @@ from kubetunnel.sim.faults import Protocols
 from tests.proxy.test_troubles import get
 from tests.tunnel import Answer, Tunnel
 
-pytestmark = pytest.mark.alone
-
 DETECTED_S = 10.0
 SLACK_S = 4.0  # the pool looks once a second, and the machine may be busy
 HOLD = "/delay?ms=60000"

@@ -17,8 +17,6 @@ from tests.proxy.test_troubles import get, told
 from tests.relay import Relay
 from tests.tunnel import Answer, Tunnel
 
-pytestmark = pytest.mark.alone
-
 LIMIT_S = 40.0
 ROUND_TRIP_S = 1.6
 
