@@ -14,7 +14,7 @@ run: $(READY) ## the tunnel on 127.0.0.1: your current cluster, else a simulated
 
 # files that have such tests, by name: to collect all of tests/ takes 9 s each time
 test: $(READY) ## the tests, against the simulated cluster
-	$(BIN)/pytest -m 'not cluster and not alone' -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -m 'not cluster and not alone' -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/pytest -m 'alone and not cluster' $(ARGS) $$(grep -rl 'mark\.alone' tests)
 
 check: $(READY) ## linters, types, import floors
