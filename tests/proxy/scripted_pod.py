@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from kubetunnel.sim.listener import reset
+from kubetunnel.sim.cluster import SimCluster
+from kubetunnel.sim.listener import Serve, reset
+from kubetunnel.sim.objects import Port, ServiceSpec
+from tests.simulated import simulated
+from tests.tunnel import Tunnel
 
+POD_PORT = 7000
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -74,3 +82,22 @@ async def _body(head: bytes, reader: asyncio.StreamReader) -> bytes:
     while not body.endswith(b"\r\n\r\n"):
         body += await reader.readuntil(b"\r\n")
     return body
+
+
+@contextlib.contextmanager
+def tunnel_to(serve: Serve, service: str, directory: Path) -> Iterator[Tunnel]:
+    """A tunnel to a cluster where `serve` answers at port 80 of `service` in Namespace `demo`.
+
+    `kubeconfig` is in the directory, which is the tunnel's.
+    """
+
+    async def prepare(cluster: SimCluster) -> None:
+        workload = cluster.pod("demo", "pair").workload
+        assert workload is not None
+        await workload.listen(POD_PORT, serve)
+        await cluster.add_service(ServiceSpec("demo", service, (Port(80, "http", POD_PORT),), {"app": "pair"}))
+        cluster.kubeconfig(directory / "kubeconfig")
+
+    with simulated(prepare), Tunnel(directory, kubeconfig=directory / "kubeconfig") as tunnel:
+        yield tunnel
+        assert "Traceback" not in tunnel.log, tunnel.log

@@ -9,13 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from kubetunnel.sim.cluster import SimCluster
-from kubetunnel.sim.objects import Port, ServiceSpec
 from tests.proxy.loopback import connect
-from tests.simulated import simulated
+from tests.proxy.scripted_pod import tunnel_to
 from tests.tunnel import Tunnel
 
-POD_PORT = 7006
 PARTS = 20
 PAUSE_S = 0.06
 LIMIT_S = 0.02  # far less than the pause: a part that waits for the next one comes too late
@@ -41,18 +38,8 @@ async def tick(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 @pytest.fixture(scope="module")
 def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
-    kubeconfig = tmp_path_factory.mktemp("sim") / "kubeconfig"
-
-    async def prepare(cluster: SimCluster) -> None:
-        workload = cluster.pod("demo", "pair").workload
-        assert workload is not None
-        await workload.listen(POD_PORT, tick)
-        await cluster.add_service(ServiceSpec("demo", "ticks", (Port(80, "http", POD_PORT),), {"app": "pair"}))
-        cluster.kubeconfig(kubeconfig)
-
-    with simulated(prepare), Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=kubeconfig) as tunnel:
+    with tunnel_to(tick, "ticks", tmp_path_factory.mktemp("confdir")) as tunnel:
         yield tunnel
-        assert "Traceback" not in tunnel.log, tunnel.log
 
 
 @pytest.mark.parametrize(("path", "finishes"), [*((path, False) for path in HEADS), ("/upgrade", True)])

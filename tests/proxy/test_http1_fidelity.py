@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kubetunnel.sim.cluster import SimCluster
-from kubetunnel.sim.objects import Port, ServiceSpec
 from tests.proxy.loopback import connect, received, rest
-from tests.proxy.scripted_pod import OK, Script, ScriptedPod
-from tests.simulated import simulated
+from tests.proxy.scripted_pod import OK, Script, ScriptedPod, tunnel_to
 from tests.tunnel import Tunnel
 
 HOST = "plain.demo"
-POD_PORT = 7000
 H2C = "--http2-prior-knowledge"
 HEAD = b"HTTP/1.1 200 OK\r\n"
 LONG = 3 << 20
@@ -72,18 +68,9 @@ class Plain:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plain]:
     pod = ScriptedPod(SCRIPTS)
-    kubeconfig = tmp_path_factory.mktemp("sim") / "kubeconfig"
-
-    async def prepare(cluster: SimCluster) -> None:
-        workload = cluster.pod("demo", "pair").workload
-        assert workload is not None
-        await workload.listen(POD_PORT, pod.serve)
-        await cluster.add_service(ServiceSpec("demo", "plain", (Port(80, "http", POD_PORT),), {"app": "pair"}))
-        cluster.kubeconfig(kubeconfig)
-
-    with simulated(prepare), Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=kubeconfig) as tunnel:
-        yield Plain(pod, tunnel, kubeconfig)
-        assert "Traceback" not in tunnel.log, tunnel.log
+    directory = tmp_path_factory.mktemp("confdir")
+    with tunnel_to(pod.serve, "plain", directory) as tunnel:
+        yield Plain(pod, tunnel, directory / "kubeconfig")
 
 
 def request(path: str, *fields: str, method: str = "GET", last: bool = True) -> bytes:

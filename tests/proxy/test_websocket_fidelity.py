@@ -12,13 +12,10 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from kubetunnel.sim.cluster import SimCluster
 from kubetunnel.sim.listener import reset
-from kubetunnel.sim.objects import Port, ServiceSpec
-from tests.simulated import simulated
+from tests.proxy.scripted_pod import tunnel_to
 from tests.tunnel import Tunnel
 
-POD_PORT = 7001
 LIMIT_S = 10.0
 CLOSE, TEXT = 0x88, 0x81
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
@@ -49,18 +46,8 @@ async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
 
 @pytest.fixture(scope="module")
 def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
-    kubeconfig = tmp_path_factory.mktemp("sim") / "kubeconfig"
-
-    async def prepare(cluster: SimCluster) -> None:
-        workload = cluster.pod("demo", "pair").workload
-        assert workload is not None
-        await workload.listen(POD_PORT, end)
-        await cluster.add_service(ServiceSpec("demo", "ends", (Port(80, "http", POD_PORT),), {"app": "pair"}))
-        cluster.kubeconfig(kubeconfig)
-
-    with simulated(prepare), Tunnel(tmp_path_factory.mktemp("confdir"), kubeconfig=kubeconfig) as tunnel:
+    with tunnel_to(end, "ends", tmp_path_factory.mktemp("confdir")) as tunnel:
         yield tunnel
-        assert "Traceback" not in tunnel.log, tunnel.log
 
 
 def open_socket(tunnel: Tunnel, url: str, **options: Any) -> connect:
