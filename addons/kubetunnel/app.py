@@ -15,7 +15,6 @@ from mitmproxy.options import CONF_BASENAME
 
 from kubetunnel import __version__
 from kubetunnel.core.errors import KubeTunnelError
-from kubetunnel.core.health import Check, parse_check
 from kubetunnel.core.settings import LogSettings, Settings, unchangeable
 from kubetunnel.demo import Demo
 from kubetunnel.inspect.inspection import Inspection
@@ -24,8 +23,7 @@ from kubetunnel.log_lines import RequestLines, set_format
 from kubetunnel.naming import Naming
 from kubetunnel.naming_plan import plan_naming
 from kubetunnel.observe.observe import Observe
-from kubetunnel.observe.sources import HealthPolicy
-from kubetunnel.observe.traffic import ServiceKey
+from kubetunnel.observe.sources import HealthPolicy, check_of
 from kubetunnel.options import PREFIX, SettingSources, add_options, settings_of, take_mistakes
 from kubetunnel.progress import telling
 from kubetunnel.proxy.authentication import Authentication
@@ -70,8 +68,9 @@ class KubeTunnel:
         self.local_ports = LocalPorts(self.clusters)
         self.observe = Observe(
             self.clusters, self.router, upstreams, self.naming, self.local_ports,
-            health=self._health_policy, check_of=self._health_check, watch_restarts=self._watch_restarts,
-            permits=authentication.permits,
+            health=lambda: HealthPolicy.of(self.settings),
+            check_of=lambda key, port: check_of(self.settings, key, port),
+            watch_restarts=self._watch_restarts, permits=authentication.permits,
         )  # fmt: skip
         self.router.avoid(self.observe.is_unhealthy)
         self.local_ports.avoid(self.observe.is_unhealthy)
@@ -237,16 +236,6 @@ class KubeTunnel:
                 logger.exception("Looking at settings and machine failed; it goes on.")
                 self._named.set()
             await asyncio.sleep(LOOK_INTERVAL_S)
-
-    def _health_policy(self) -> HealthPolicy:
-        health = self.settings.health
-        return HealthPolicy(
-            health.enabled, health.interval_s, health.timeout_s, health.max_failures, health.skip,
-            self.settings.pool.idle_timeout_s,
-        )  # fmt: skip
-
-    def _health_check(self, key: ServiceKey, port: int) -> Check:
-        return parse_check(self.settings.of_service(key.service, key.namespace, port).health)
 
     def _watch_restarts(self) -> dict[str, int]:
         return {zone: session.discovery.watch_restarts for zone, session in self.clusters.sessions().items()}

@@ -26,10 +26,11 @@ async def sim() -> AsyncIterator[SimCluster]:
         yield cluster
 
 
-async def start(kubeconfig: Path, *arguments: str) -> asyncio.subprocess.Process:
+async def start(kubeconfig: Path, *arguments: str, **env: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "kubetunnel.cli.forward", "--kubeconfig", str(kubeconfig), *arguments,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
     )  # fmt: skip
 
 
@@ -155,3 +156,33 @@ async def test_mistakes_are_told_before_anything_is_asked(tmp_path: Path, argume
     status, errors = await run(tmp_path / "none", *arguments)
     assert status == 2
     assert "Error: " in errors
+
+
+async def test_an_unhealthy_pod_is_told_of_and_gets_no_connections(sim: SimCluster, tmp_path: Path) -> None:
+    bad = sim.pods("demo", app="echo")[0]
+    kubeconfig = sim.kubeconfig(tmp_path / "kubeconfig")
+    health = {"KTUN_HEALTH_INTERVAL": "1s", "KTUN_HEALTH_MAX_FAIL": "1"}
+    process = await start(kubeconfig, "-v", "-n", "demo", "svc/echo", ":7", **health)
+    assert process.stdout is not None
+    assert process.stderr is not None
+
+    async def say() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        writer.close()
+        await writer.wait_closed()
+
+    async with asyncio.timeout(TIMEOUT_S):
+        line = (await process.stdout.readline()).decode()
+        port = int(line.partition(" -> ")[0].rpartition(":")[2])
+        await say()
+        sim.faults.set(str(bad), 9000, refuse=True)  # only now: no connection has found it so
+        while f"{bad.name}:9000 is unhealthy: " not in (await process.stderr.readline()).decode():
+            assert process.returncode is None
+        for _ in range(12):
+            await say()
+        process.terminate()
+        _, errors = await process.communicate()
+    assert b"Trying again" not in errors
+    assert process.returncode == 0

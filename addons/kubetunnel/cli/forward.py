@@ -6,6 +6,8 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,12 +16,20 @@ from kubetunnel.cli.setting_flags import FlagCommand, settings_of
 from kubetunnel.core.settings import Settings
 
 if TYPE_CHECKING:
+    from kubetunnel.core.catalog import PodPort
     from kubetunnel.forward.listener import LocalListener
+    from kubetunnel.forward.pod_streams import PodStreams
     from kubetunnel.forward_specs import ForwardSpec
+    from kubetunnel.observe.listener_health import ListenerHealth
+    from kubetunnel.proxy.clusters import Clusters
 
 
 # who is warned of a broken watch, or waits for a plugin, is to hear when that is over
-_TELL_OF_ENDS = ("kubetunnel.cluster.reflector", "kubetunnel.cluster.credentials")
+_TELL_OF_ENDS = (
+    "kubetunnel.cluster.reflector",
+    "kubetunnel.cluster.credentials",
+    "kubetunnel.observe.health_checks",
+)
 # a beginning that fails is told once, as the end of the command
 _TOLD_AS_THE_END = ("kubetunnel.proxy.clusters", "kubetunnel.cluster.credentials", "kubetunnel.forward.facts")
 
@@ -77,28 +87,32 @@ async def _forward(settings: Settings, spec: ForwardSpec, addresses: tuple[str, 
     from kubetunnel.demo import Demo
     from kubetunnel.forward.listener import LocalForwards
     from kubetunnel.forward.local_sockets import TAKEN
-    from kubetunnel.proxy.clusters import Cluster
+    from kubetunnel.proxy.clusters import Clusters
 
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_not_the_end)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _stop_or_end, stop, number)
-    cluster, demo = Cluster(settings.cluster), Demo() if settings.cluster.demo else None
-    cluster.configure(settings.cluster, demo)
+    clusters, demo = Clusters(settings), Demo() if settings.cluster.demo else None
+    clusters.configure(settings, demo)
+    health = _Health(settings, clusters)
     try:
-        session = await cluster.session()
+        session = await clusters.first.session()
         workloads = Workloads(session.access, session.discovery)
         retry = settings.retry
         forwards = LocalForwards(
-            workloads, session.forwards, addresses=addresses, retries=retry.max, retry_delay_s=retry.delay_s
-        )
+            workloads, session.forwards, addresses=addresses, retries=retry.max, retry_delay_s=retry.delay_s,
+            is_unhealthy=health.is_unhealthy,
+        )  # fmt: skip
         try:
             listeners = await forwards.open(spec.in_namespace(session.access.namespace).ref, spec.pairs)
             _tell_all()
             _print_mapping(listeners)
+            health.begin(listeners)
             await stop.wait()
         finally:
+            await health.aclose()
             await forwards.aclose()
             await workloads.aclose()
     except KubeTunnelError as error:
@@ -107,10 +121,36 @@ async def _forward(settings: Settings, spec: ForwardSpec, addresses: tuple[str, 
         free = " Ask for any free local port with :PORT." if error.errno in TAKEN else ""
         return _fail(f"Cannot listen on {error.filename or ', '.join(addresses)}: {error.strerror or error}.{free}")
     finally:
-        await cluster.aclose()
+        await clusters.aclose()
         if demo is not None:
             await demo.aclose()
     return 0
+
+
+class _Health:
+    """The health of the pods that are used, from `begin` on: nobody is to wait for the import of what checks it."""
+
+    def __init__(self, settings: Settings, clusters: Clusters) -> None:
+        self._settings = settings
+        self._clusters = clusters
+        self._checks: ListenerHealth | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def is_unhealthy(self, forwards: PodStreams, pod_port: PodPort) -> bool:
+        return self._checks is not None and self._checks.is_unhealthy(forwards, pod_port)
+
+    def begin(self, listeners: Sequence[LocalListener]) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(listeners), name="health")
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, listeners: Sequence[LocalListener]) -> None:
+        module = await asyncio.to_thread(import_module, "kubetunnel.observe.listener_health")
+        self._checks = checks = module.ListenerHealth(self._settings, self._clusters, listeners)
+        await checks.run()
 
 
 def _is_not_the_end(record: logging.LogRecord) -> bool:

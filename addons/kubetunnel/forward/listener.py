@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -88,10 +89,18 @@ class LocalListener:
         self._connections: dict[asyncio.Task[None], LocalConnection] = {}
         self._client_sockets: ClientSockets | None = None
         self._told: dict[str, float] = {}
+        self._used_s: float | None = None
         self._closed = False
 
     def __str__(self) -> str:
         return f"{self.ref}:{self.pair.remote} of namespace {self.ref.namespace}"
+
+    def is_used_since(self, then_s: float) -> bool:
+        """Whether a connection was led to a pod since this monotonic time, or is still there.
+
+        Never of an object that was not found, nor of one without a ready pod.
+        """
+        return self._used_s is not None and (self._used_s >= then_s or bool(self._connections))
 
     async def start(self, *, check: bool = True) -> None:
         """Listen.
@@ -199,6 +208,7 @@ class LocalListener:
         """Opens a stream, and another where that one is refused unheard. Why the last one ended, None for well."""
         shared = await client.spoken(FIRST_BYTES_PATIENCE_S) is Protocol.HTTP1
         reachable = await self._workloads.reachable(self.ref, self.pair.remote)
+        self.port, self._used_s = reachable.port, time.monotonic()
         attempts = Attempts(
             _Place(reachable.targets, self._forwards),
             lambda _: self._choices,

@@ -28,6 +28,7 @@ from kubetunnel.observe.forward_totals import ForwardTotals
 from kubetunnel.observe.guard import Guard
 from kubetunnel.observe.health_checks import HealthChecks
 from kubetunnel.observe.known_services import KnownServices, endpoints
+from kubetunnel.observe.listener_health import ListenerUse
 from kubetunnel.observe.metrics import Metrics
 from kubetunnel.observe.pages import Pages, api_description
 from kubetunnel.observe.recording import Recording
@@ -82,7 +83,9 @@ class Observe:
         permits: Callable[[http.Request], bool] = lambda request: True,
     ) -> None:
         self._clusters = clusters
+        self._local_ports = local_ports
         self._traffic = Traffic()
+        self._listener_use = ListenerUse(self._traffic)
         self._events = EventLog()
         self._known = KnownServices(self._events)
         self._forwards = ForwardTotals(self._events)
@@ -154,6 +157,11 @@ class Observe:
         sessions = self._clusters.sessions()
         self._known.follow(sessions)
         self._forwards.sample(sessions)
+        self._listener_use.look(
+            (port.zone or self._clusters.zones[0], port.listener)
+            for port in self._local_ports.ports()
+            if port.listener is not None
+        )
         await self._look_at_use(sessions)
         self._checks.look()
         self._feed.look()

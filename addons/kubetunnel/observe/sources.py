@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
+from kubetunnel.core.health import Check, parse_check
+from kubetunnel.core.settings import Settings
+from kubetunnel.observe.traffic import ServiceKey
 from kubetunnel.proxy.clusters import Cluster, Session
 from netsetup.dns_responder import DnsFacts
 
@@ -81,3 +84,16 @@ class HealthPolicy:
     max_failures: int = 3
     skip: bool = False
     idle_timeout_s: float = 300.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """As the settings have it."""
+        health, idle_timeout_s = settings.health, settings.pool.idle_timeout_s
+        return cls(
+            health.enabled, health.interval_s, health.timeout_s, health.max_failures, health.skip, idle_timeout_s
+        )
+
+
+def check_of(settings: Settings, key: ServiceKey, port: int) -> Check:
+    """How the settings have a port of a Service checked."""
+    return parse_check(settings.of_service(key.service, key.namespace, port).health)
