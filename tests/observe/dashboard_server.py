@@ -46,6 +46,7 @@ def service(name: str, namespace: str = "shop", **facts: Any) -> Json:
         "address": None,
         "ports": [{"port": 80, "name": "http", "protocol": "TCP"}],
         "health": "healthy",
+        "as_of": None,
         "pods": pods,
         "ready": 2,
         "total": 2,

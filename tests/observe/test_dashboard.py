@@ -117,6 +117,25 @@ async def test_the_remedy_is_of_the_fault_that_is_told(page: Page, tunnel: Dashb
     assert "cluster-info" in await page.text("#services .problem")
 
 
+async def test_pods_that_nobody_watches_are_told_as_of_then(page: Page, tunnel: DashboardServer) -> None:
+    """They are no fault of now, nor are they counted."""
+    tunnel.send(
+        "service", broken("cart", "store", as_of=time.time() - 750, health="unknown", error_rate=0.0, last_error=None)
+    )
+    await page.until("document.querySelector('h1').textContent === 'None of 2 services shows a fault'")
+    await shows_rows(page, "api", "cart")
+    row = await page.text("#services tbody:last-child")
+    assert "Unchecked" in row
+    assert "0/2" not in row
+    assert "2 of 2 pods ready" in await page.text("#lead")
+    title = await page.evaluate("document.querySelector('#services tbody:last-child [data-f=pods]').title")
+    assert title == "Not watched: 0 of 2 were ready 12 min ago"
+    await page.click("#services tbody:last-child .name a")
+    await page.until("document.querySelector('#s-as-of').innerText.includes('how they were 12 min ago')")
+    tunnel.send("service", service("cart", "store"))
+    await page.until("document.querySelector('#s-as-of').hidden")
+
+
 async def test_a_service_that_is_gone_goes(page: Page, tunnel: DashboardServer) -> None:
     tunnel.send("service_gone", {"zone": "cluster.local", "namespace": "shop", "service": "api"})
     await shows_rows(page, "cart")

@@ -6,12 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kubetunnel.core.errors import ServiceNotFound
 from kubetunnel.core.settings import ClusterSettings, PoolSettings, Settings
 from kubetunnel.local_ports import LocalPorts
+from kubetunnel.observe import known_services
+from kubetunnel.observe.metrics import Metrics
 from kubetunnel.observe.observe import Observe
 from kubetunnel.observe.traffic import SHOWN_S, Done, ServiceKey
 from kubetunnel.proxy.clusters import Clusters, Session
@@ -42,6 +45,11 @@ class Watched:
     async def shown(self) -> list[str]:
         await self.observe._look_once()
         return [document["service"] for document in self.documents.services()]
+
+    def document(self, key: ServiceKey) -> dict[str, Any]:
+        found = self.documents.service(key)
+        assert found is not None
+        return found
 
     async def let_go(self, key: ServiceKey) -> None:
         session = await self.clusters.first.session()
@@ -79,12 +87,62 @@ async def test_a_service_that_was_used_is_shown_for_longer(watched: Watched) -> 
     watched.traffic.add(traffic, Done("http1", "200", False, 0.1), traffic.used_s)
     await watched.let_go(ECHO)
     assert await watched.shown() == ["echo"]
+    assert watched.document(ECHO)["as_of"] is not None
     traffic.used_s -= SHOWN_S
     assert await watched.shown() == []
     assert watched.documents.service(ECHO) is None
     assert watched.documents.flows()["total"] == 1  # totals stay
     traffic.upstreams = 1
     assert await watched.shown() == ["echo"]
+
+
+async def test_pods_of_a_service_that_nobody_watches_are_told_as_of_then(watched: Watched, sim: SimCluster) -> None:
+    session = await watched.session()
+    metrics = Metrics(
+        watched.traffic, watched.observe._forwards, watched.observe._known, watched.observe._checks, Names(), dict
+    )
+    started_at = time.time()
+    watched.traffic.of(PAIR)
+    await sim.set_ready("demo", "pair", False)
+    await session.discovery.service("demo", "pair")
+    now = watched.document(PAIR)
+    assert (now["as_of"], now["health"], now["total"]) == (None, "unhealthy", 1)
+    assert metrics.totals()["endpoints"] == {"true": 0.0, "false": 1.0}
+    await watched.let_go(PAIR)
+    await watched.observe._look_once()
+    then = watched.document(PAIR)
+    assert (then["health"], then["ready"], then["total"]) == ("unknown", 0, 1)
+    assert started_at < then["as_of"] <= time.time()
+    await watched.observe._look_once()
+    assert watched.document(PAIR) == then, "it is not told anew each second"
+    assert watched.documents.status()["services"][0]["as_of"] == then["as_of"]
+    assert metrics.totals()["endpoints"] == {}
+    await session.discovery.service("demo", "pair")  # used again
+    assert (watched.document(PAIR)["as_of"], watched.document(PAIR)["health"]) == (None, "unhealthy")
+
+
+async def test_what_a_broken_watch_left_is_told_as_of_then(
+    watched: Watched, sim: SimCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_services, "STALE_S", 0.5)
+    session = await watched.session()
+    session.discovery._idle_timeout_s = 1e6
+    await session.discovery.service("demo", "pair")
+    async with asyncio.timeout(10):
+        while not session.discovery._followed["demo", "pair"].certain:  # noqa: ASYNC110 - nobody sets an event for it
+            await asyncio.sleep(0.01)
+    await sim.stop_api()
+    async with asyncio.timeout(20):
+        while True:
+            await watched.observe._look_once()
+            if watched.document(PAIR)["as_of"] is not None:
+                break
+            await asyncio.sleep(0.02)
+    await sim.start_api()
+    async with asyncio.timeout(30):
+        while watched.document(PAIR)["as_of"] is not None:
+            await watched.observe._look_once()
+            await asyncio.sleep(0.02)
 
 
 async def test_a_refresh_reads_what_is_no_longer_watched(watched: Watched, sim: SimCluster) -> None:

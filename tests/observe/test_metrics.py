@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,7 +138,8 @@ def test_an_alias_is_not_told_to_be_without_endpoints(metrics: Metrics, known: K
         told.append(changed)
         return told.clear
 
-    session: Any = SimpleNamespace(discovery=SimpleNamespace(subscribe=subscribe))
+    discovery = SimpleNamespace(subscribe=subscribe, read_at=lambda namespace, name: time.time())
+    session: Any = SimpleNamespace(discovery=discovery)
     known.follow({"cluster.local": session})
     for service in (Service("shop", "empty"), Service("shop", "alias", type="ExternalName", external_name="a.example")):
         told[0](service.namespace, service.name, ServiceState(service, ()))

@@ -149,6 +149,14 @@ class Discovery:
         """The Services that are kept up, as they are; nothing is asked for that."""
         return {key: followed.last for key, followed in self._followed.items() if followed.last is not None}
 
+    def read_at(self, namespace: str, name: str) -> float | None:
+        """When a Service that is kept up was known to be as `watched` has it, in Unix seconds; None: it is not kept up.
+
+        That is now while its watches are open, and longer ago where they are broken, or there is no right to watch.
+        """
+        followed = self._followed.get((namespace, name))
+        return followed.read_at if followed is not None and not followed.ended else None
+
     def subscribe(self, callback: OnChange) -> Callable[[], None]:
         """Call `callback(namespace, name, state)` of every Service in use: its first state, and every change of it.
 

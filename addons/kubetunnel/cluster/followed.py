@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping
 
 from kubetunnel.cluster import decode
@@ -104,6 +105,12 @@ class FollowedService:
     def last(self) -> ServiceState | None:
         """What was last known, however old."""
         return self._state
+
+    @property
+    def read_at(self) -> float:
+        """When `last` was known to be right, in Unix seconds: now, while watches are open."""
+        now = time.time()
+        return min(now if copy.connected else copy.read_at for copy in self._copies)
 
     def start(self) -> None:
         """Keep it up in the background, from what `open` fetched."""

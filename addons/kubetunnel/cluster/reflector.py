@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable
 
 from kubetunnel.cluster.answers import GoneError, NotKubernetesError
@@ -40,6 +41,7 @@ class Reflector[T: ApiObject]:
         self.connected = False  # a watch is open: what is not in the copy is not there
         self.live = False  # the copy is kept up by a watch, or one is being tried for
         self.fallen_back = False  # a right is missing for the best way
+        self.read_at = 0.0  # Unix seconds: while no watch is open, the copy is as it was then
         self._api = api
         self._query = query
         self._rights = rights
@@ -117,7 +119,8 @@ class Reflector[T: ApiObject]:
             started = clock()
             failure = await self._watch_once()
             self._api.restarted_watch()
-            self.connected = False
+            if self.connected:
+                self.connected, self.read_at = False, time.time()
             if isinstance(failure, Forbidden):
                 self._rights.refuse(self._query.namespace, self._query.resource, "watch")
                 self.fallen_back = True
@@ -190,6 +193,7 @@ class Reflector[T: ApiObject]:
 
     def _replace(self, items: tuple[T, ...]) -> None:
         objects = {item.metadata.name: item for item in items}
+        self.read_at = time.time()
         if objects != self.objects:
             self.objects = objects
             self._on_change()

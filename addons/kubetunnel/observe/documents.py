@@ -147,7 +147,7 @@ class Documents:
                 {"pod": pod_port.pod, "port": pod_port.port, **self._record(record)}
                 for pod_port, record in self._checks.records(key).items()
             ]
-            wanted = ("zone", "namespace", "service", "health", "ready", "total", "streams", "pods")
+            wanted = ("zone", "namespace", "service", "health", "as_of", "ready", "total", "streams", "pods")
             ok, failed = self._checks.totals.get(key, (0, 0))
             services.append(
                 {name: document[name] for name in wanted}
@@ -159,7 +159,9 @@ class Documents:
 
     def _service(self, key: ServiceKey) -> Json:
         state, traffic = self._known.states.get(key), self._traffic.get(key)
-        by_pod, failing = self._checks.of_pods(key), self._checks.failing(key)
+        as_of = self._known.as_of(key)
+        # how pods were says nothing of how they are
+        by_pod, failing = (self._checks.of_pods(key), self._checks.failing(key)) if as_of is None else ({}, {})
         pods: list[Json] = []
         if state is not None:
             for each in endpoints(state):
@@ -168,13 +170,15 @@ class Documents:
                 pods.append(self._pod(key, state, each) | found)
         ready = [pod for pod in pods if pod["ready"]]
         has_pods = state is not None and state.service.type != "ExternalName"
-        health = service_health([by_pod.get(pod["pod"], ()) for pod in ready]) if has_pods else "unknown"
+        is_known = has_pods and as_of is None
+        health = service_health([by_pod.get(pod["pod"], ()) for pod in ready]) if is_known else "unknown"
         ports = state.service.ports if state else ()
         return {
             **_key_json(key),
             "address": self._naming.assigned(str(ServiceName(key.service, key.namespace, key.zone))),
             "ports": [{"port": p.port, "name": p.name, "protocol": p.protocol} for p in ports],
             "health": health,
+            "as_of": as_of,
             "pods": pods,
             "ready": len(ready),
             "total": len(pods),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 FETCH_TIMEOUT_S = 3.0
 REFRESH_TIMEOUT_S = 5.0
+STALE_S = 60.0  # who may not watch reads anew at each use and each check; a watch that breaks is soon back
 
 
 class KnownServices:
@@ -26,6 +28,7 @@ class KnownServices:
     def __init__(self, events: EventLog) -> None:
         self._events = events
         self._states: dict[ServiceKey, ServiceState] = {}
+        self._read_at: dict[ServiceKey, float] = {}
         self._followed: dict[str, tuple[Session, Callable[[], None]]] = {}
         self._refused: set[ServiceKey] = set()
 
@@ -33,13 +36,33 @@ class KnownServices:
     def states(self) -> Mapping[ServiceKey, ServiceState]:
         return self._states
 
+    def as_of(self, key: ServiceKey) -> float | None:
+        """Unix seconds of when the Service was as `states` has it, where that may be otherwise by now; None: it is so.
+
+        It may be where nobody keeps it up since it was used last, and where its watches are broken for long.
+        """
+        read_at = self._read_at.get(key)
+        if read_at is None or (self._kept_up_at(key) is not None and time.time() - read_at < STALE_S):
+            return None
+        return read_at
+
+    def look(self) -> None:
+        """Notes how fresh all are. To be called about once a second."""
+        for key in self._states:
+            self._read_at[key] = self._kept_up_at(key) or self._read_at[key]
+
+    def _kept_up_at(self, key: ServiceKey) -> float | None:
+        followed = self._followed.get(key.zone)
+        return followed[0].discovery.read_at(key.namespace, key.service) if followed is not None else None
+
     def follow(self, sessions: Mapping[str, Session]) -> None:
         """Takes up sessions that are new, and forgets the Services of those that ended."""
         for zone, (session, unsubscribe) in list(self._followed.items()):
             if sessions.get(zone) is not session:
                 unsubscribe()
                 del self._followed[zone]
-                self._states = {key: state for key, state in self._states.items() if key.zone != zone}
+                for key in [key for key in self._states if key.zone == zone]:
+                    self.forget(key)
         for zone, session in sessions.items():
             if zone not in self._followed:
                 self._followed[zone] = session, session.discovery.subscribe(partial(self._changed, zone))
@@ -76,6 +99,7 @@ class KnownServices:
     def forget(self, key: ServiceKey) -> None:
         """Nobody uses it."""
         self._states.pop(key, None)
+        self._read_at.pop(key, None)
 
     def close(self) -> None:
         """Ends all subscriptions."""
@@ -86,7 +110,8 @@ class KnownServices:
         before = self._states.get(key)
         self._refused.discard(key)
         if state is None:
-            if self._states.pop(key, None):
+            if key in self._states:
+                self.forget(key)
                 self._events.add("warning", "The Service was deleted.", service=key)
             return
         if before is None:
@@ -96,7 +121,7 @@ class KnownServices:
         elif _readiness(before) != _readiness(state):
             level = "error" if ready_count(state) == 0 else "info"
             self._events.add(level, f"Now {_readiness(state)}.", service=key)  # type: ignore[arg-type]  # one of Level
-        self._states[key] = state
+        self._states[key], self._read_at[key] = state, time.time()
 
 
 def endpoints(state: ServiceState) -> list[Endpoint]:

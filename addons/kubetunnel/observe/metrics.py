@@ -82,7 +82,9 @@ DIAL_RETRIES = _spec("transport_retries", "counter", ("zone",), "Of these, attem
 RECONNECTS = _spec("transport_reconnects", "counter", ("zone",), "Of these, for one that was cut while in use.")
 SENT = _spec("stream_sent_bytes", "counter", ("zone",), "Payload to pods.")
 RECEIVED = _spec("stream_received_bytes", "counter", ("zone",), "Payload from pods.")
-ENDPOINTS = _spec("endpoints", "gauge", (*_OF_A_SERVICE, "ready"), "Endpoints of the Services in use.")
+ENDPOINTS = _spec(
+    "endpoints", "gauge", (*_OF_A_SERVICE, "ready"), "Endpoints of the Services in use, as long as they are watched."
+)
 WATCH_RESTARTS = _spec("watch_restarts", "counter", ("zone",), "Watches that ended and were begun again.")
 DNS_ANSWERS = _spec("dns_answers", "counter", ("type", "code"), "DNS questions, by type and the answer's code.")
 DNS_CACHED = _spec("dns_cached", "counter", (), "Of these, answered from memory.")
@@ -193,6 +195,8 @@ class Metrics(Collector):
         for key, state in self._known.states.items():
             if state.service.type == "ExternalName":
                 continue  # an alias is not without endpoints: it has nothing to do with them
+            if self._known.as_of(key) is not None:
+                continue  # what it had once is no news
             ready = ready_count(state)
             counted += [((*key, "true"), float(ready)), ((*key, "false"), float(len(endpoints(state)) - ready))]
         yield _family(ENDPOINTS, counted)

@@ -173,6 +173,7 @@ class Observe:
             for used in self._traffic:
                 if used.is_used(now_s, 2 * LOOK_INTERVAL_S) and used.key not in self._known.states:
                     group.create_task(self._known.look_up(used.key))
+        self._known.look()
         watched = {zone: session.discovery.watched().keys() for zone, session in sessions.items()}
         for key, state in list(self._known.states.items()):
             traffic = self._traffic.get(key)

@@ -41,6 +41,9 @@ export class ServiceView {
     const peak = Math.max(0, ...(service.sparkline ?? []));
     setText($("s-peak"), peak ? `, at most ${count(peak)}` : "");
     setAttr($("s-spark"), "aria-label", `Requests in each of the last 60 seconds, at most ${count(peak)}`);
+    const asOf = service.as_of ?? null;
+    setText($("s-as-of"), asOf === null ? "" : `Not watched now: this is how they were ${age(asOf, nowS)} ago.`);
+    show($("s-as-of"), asOf !== null);
     const pods = service.pods ?? [];
     this.pods.render(
       pods.map((pod) => [pod.pod, { pod, forward: state.forwards.get(podKey({ ...service, pod: pod.pod })) }]),

@@ -11,7 +11,7 @@ const most = (figure) => (a, b) => (figure(b.service) ?? -1) - (figure(a.service
 const ORDERS = {
   status: (a, b) => a.judged.rank - b.judged.rank || byName(a, b),
   name: byName,
-  pods: most(({ total }) => total),
+  pods: most(({ total, as_of: asOf }) => (asOf == null ? total : null)),
   streams: most(({ streams }) => streams),
   rate: most(({ requests_per_s: r }) => r),
   errors: most(({ error_rate: r }) => r),
@@ -124,7 +124,8 @@ export class ServicesView {
 function totals(all) {
   if (all.length === 0) return "";
   const sum = (figure) => all.reduce((so, { service }) => so + (figure(service) ?? 0), 0);
-  const pods = `${count(sum(({ ready }) => ready))} of ${count(sum(({ total }) => total))} pods ready`;
+  const now = (figure) => (service) => (service.as_of == null ? figure(service) : 0);
+  const pods = `${count(sum(now(({ ready }) => ready)))} of ${count(sum(now(({ total }) => total)))} pods ready`;
   const streams = plural(
     sum(({ streams: n }) => n),
     "open stream",
@@ -141,14 +142,21 @@ function begin(fields, row) {
 }
 
 function write(fields, { service, judged, zones, nowS }) {
-  const { ready, total, error_rate: errors } = service;
+  const { ready, total, error_rate: errors, as_of: asOf } = service;
   setBadge(fields.status, judged.status.tone, judged.status.word);
   setText(fields.link, service.service);
   setAttr(fields.link, "href", serviceHash(service));
   // the zone matters where there are several
   setText(fields.where, (zones?.length ?? 1) > 1 ? `${service.namespace}, ${service.zone}` : service.namespace);
-  setText(fields.pods, `${count(ready)}/${count(total)}`);
-  setAttr(fields.pods, "data-tone", total > 0 && ready === 0 ? "bad" : ready < total ? "warn" : null);
+  if (asOf == null) {
+    setText(fields.pods, `${count(ready)}/${count(total)}`);
+    setAttr(fields.pods, "data-tone", total > 0 && ready === 0 ? "bad" : ready < total ? "warn" : null);
+    setAttr(fields.pods, "title", null);
+  } else {
+    setText(fields.pods, count(null));
+    setAttr(fields.pods, "data-tone", null);
+    setAttr(fields.pods, "title", `Not watched: ${count(ready)} of ${count(total)} were ready ${age(asOf, nowS)} ago`);
+  }
   setText(fields.streams, count(service.streams));
   setText(fields.rate, rate(service.requests_per_s));
   setText(fields.errors, errorRate(service));

@@ -24,8 +24,9 @@ const RECENT_S = 60; // an error this new is worth a look, however few they are
 export function judge(service, nowS) {
   const faults = [];
   const found = (id, about, reason) => faults.push({ rank: STATUS[id].rank, about, reason });
-  const { ready = 0, total = 0, error_rate: errors = 0 } = service;
-  const pods = service.pods ?? [];
+  const { error_rate: errors = 0 } = service;
+  // pods as they were some time ago are no fault of now
+  const { ready = 0, total = 0, pods = [] } = service.as_of == null ? service : {};
   const sick = pods.filter((pod) => pod.health === "unhealthy").length;
 
   if (total > 0 && ready === 0)
