@@ -80,7 +80,8 @@ class KubeTunnel:
         self.ending = Ending(upstreams.connections, self._stop_listening, self._end)
         self._request_lines = RequestLines()
         self.addons = [
-            self.ending, authentication, self.listening, gate, PodTls(self.router, upstreams), relays, Shown(upstreams),
+            self.ending, authentication, self.listening, gate, PodTls(self.router, upstreams), relays,
+            Shown(self.router, upstreams),
             *self.inspection.addons, *self.observe.addons, self._request_lines,
         ]  # fmt: skip
         self.machine_state: Path = DEFAULT_STATE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from kubetunnel.sim.cluster import SimCluster
 from kubetunnel.sim.rbac import Rule
 from tests.inspect.conftest import Web, until
 from tests.proxy.loopback import received, socks5
-from tests.tunnel import Tunnel
+from tests.tunnel import Tunnel, curl
 
 ECHO = "echo.demo.svc.cluster.local"
 
@@ -76,9 +77,25 @@ async def test_the_content_view(web: Web) -> None:
     assert (await shown(web, flow, "request")) == text
     refused = await asked(web, "nothere.demo")
     answer = await asyncio.to_thread(web.content, refused, "response", "Kubernetes")
-    assert answer["text"] == "refused: ServiceNotFound\n"
+    assert answer["text"] == "service: nothere.demo.svc.cluster.local:80\ncontext: sim\nrefused: ServiceNotFound\n"
     body = await asyncio.to_thread(web.content, flow, "response", "auto")
     assert body["text"] == f"{pod}\n", "never in the place of the body"
+
+
+@pytest.mark.parametrize(
+    ("host", "service", "reason"),
+    [
+        ("echo.demo:81", f"{ECHO}:81", "PortNotExposed"),
+        ("unready.demo", "unready.demo.svc.cluster.local:80", "NoReadyEndpoints"),
+        ("external.demo", "external.demo.svc.cluster.local:80", "NotForwardable"),
+    ],
+)
+async def test_a_refused_one_tells_where_it_was_to_go(web: Web, host: str, service: str, reason: str) -> None:
+    flow = await asked(web, host)
+    assert (flow["marked"], flow["comment"]) == ("⛔", reason)
+    assert f"{flow['request']['host']}:{flow['request']['port']}" == service
+    text = (await asyncio.to_thread(web.content, flow, "response", "Kubernetes"))["text"]
+    assert text == f"service: {service}\ncontext: sim\nrefused: {reason}\n"
 
 
 async def test_a_raw_connection(web: Web) -> None:
@@ -260,18 +277,31 @@ async def test_a_recording_tells_the_same_to_mitmproxy_without_the_addon(
     assert isinstance(web, Web)
     await shown(web, await asked(web, "pair.demo"))
     await asked(web, "pair.demo")  # its labels are known at once, so they are in the recording
+    await asked(web, "pair.demo:81")
+    for port in (81, 9999):
+        through = "--socks5-hostname", f"127.0.0.1:{web.port}"
+        assert (await asyncio.to_thread(curl, *through, f"http://echo.demo:{port}/")).exit_code
     await asyncio.to_thread(web.close)
     stock = tmp_path / "stock.py"
-    stock.write_text("def response(flow):\n    print('METADATA', flow.comment, flow.metadata['kube'])\n")
+    told = "print('METADATA', flow.comment, flow.metadata['kube'])"
+    stock.write_text(f"def response(flow):\n    {told}\n\n\ndef tcp_error(flow):\n    {told}\n")
     done = await asyncio.to_thread(
         subprocess.run,
         [
             Path(sys.executable).parent / "mitmdump", "-n", "-r", path, "-s", stock,
-            "--set", f"confdir={tmp_path / 'other'}", "~comment pair:",
+            "--set", f"confdir={tmp_path / 'other'}",
         ],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith("METADATA")]
-    assert len(lines) == 2, done.stdout + done.stderr
+    assert len(lines) == 5, done.stdout + done.stderr
     assert "'labels': {'app': 'pair'" in lines[1]
     assert "'node': 'node1'" in lines[1]
+    for line, service, port, reason in (
+        (lines[2], "pair", 81, "PortNotExposed"),
+        (lines[3], "echo", 81, "PortNotExposed"),
+        (lines[4], "echo", 9999, "ConnectionRefused"),
+    ):
+        kube = {"service": f"{service}.demo.svc.cluster.local", "port": port, "context": "sim", "reason": reason}
+        assert line.startswith(f"METADATA {reason} {{")
+        assert ast.literal_eval(line.partition(f"{reason} ")[2]) == kube

@@ -38,6 +38,7 @@ class Books:
         self.traffic = Traffic(max_services=max_services)
         self.events = EventLog()
         self.upstreams = Upstreams(router)
+        self.shown = Shown(router, self.upstreams)
         self.recording = Recording(self.traffic, self.events, router, self.upstreams)
 
     def of(self, key: ServiceKey) -> ServiceTraffic:
@@ -144,10 +145,29 @@ def test_a_refusal_of_a_service_that_exists_is_that_services() -> None:
     assert books.traffic.refusals == {"NoReadyEndpoints": 1}
 
 
-def test_a_name_that_nobody_has_is_no_label() -> None:
+def test_a_refused_request_is_use_of_its_service_but_not_of_the_port_that_it_has_not_got() -> None:
+    books = Books()
+    flow = refused(make_flow("api.shop:9999", found=False))
+    flow.metadata["kube"] = {"service": "api.shop.svc.cluster.local", "port": 9999}  # as the gate writes it
+    books.shown.responseheaders(flow)
+    books.recording.response(flow)
+    books.of(API).used_s = 0.0
+    books.recording.response(flow)
+    assert books.of(API).used_s > 0.0
+    assert books.of(API).ports == {}
+    settled: Any = SimpleNamespace(address=(flow.request.host, flow.request.port))
+    books.upstreams.settle(flow.client_conn, settled)  # found, and refused later: by the pod
+    books.recording.response(flow)
+    assert list(books.of(API).ports) == [9999]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_name_that_nobody_has_is_no_label(told: bool) -> None:
     books = Books()
     for number in range(10):
         flow = make_flow(f"nothing-{number}.shop", found=False)
+        if told:
+            flow.metadata["kube"] = {"service": f"nothing-{number}.shop.svc.cluster.local", "port": 80}
         flow.response = refusal(ServiceNotFound("No such Service."), flow.request)
         books.recording.response(flow)
     assert [service.key for service in books.traffic] == [UNKNOWN_KEY]
@@ -162,7 +182,7 @@ def test_a_pod_that_uses_our_header_does_not_speak_for_us(reason: str, body: byt
     assert flow.response
     flow.response.headers["X-Kube-Tunnel-Error"] = reason
     flow.response.content = body
-    Shown(books.upstreams).responseheaders(flow)
+    books.shown.responseheaders(flow)
     books.recording.response(flow)
     assert books.traffic.refusals == {}
     assert books.codes(API, "http1") == {"500": 1}
@@ -177,7 +197,7 @@ def test_what_ends_a_call_half_way_is_told() -> None:
     flow = grpc_flow("0")
     assert flow.response
     flow.response.trailers = grpc_trailers(UpstreamReset("It was lost.", command="kubectl logs api-0"))
-    Shown(books.upstreams).response(flow)
+    books.shown.response(flow)
     books.recording.response(flow)
     assert books.traffic.refusals == {"UpstreamReset": 1}
     error = books.of(API).last_error
@@ -264,7 +284,7 @@ def test_raw_connections() -> None:
     def refuse(flow: tcp.TCPFlow) -> None:
         flow.error = tflow.terr("Nothing listens on port 5432.")
         flow.marked = ":no_entry:"
-        flow.comment = "db-0:5432 · ConnectionRefused"
+        flow.metadata["kube"] |= {"pod": "db-0", "reason": "ConnectionRefused"}
 
     books.recording.tcp_error(tcp_flow(refuse))
 

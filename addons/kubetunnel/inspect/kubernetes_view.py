@@ -40,7 +40,7 @@ class KubernetesView(Contentview):
             if messages and metadata.tcp_message is not messages[0]:
                 return contentviews.registry["raw"].prettify(data, metadata)  # told once, with the first message
         kube: dict[str, Any] = (flow.metadata.get("kube") if flow else None) or {}
-        refused = _refusal(flow) if isinstance(flow, http.HTTPFlow) else None
+        refused = kube.get("reason") or (_refusal(flow) if isinstance(flow, http.HTTPFlow) else None)
         if not kube and not refused:
             return "# This flow did not go to a cluster."
         shown = _where(kube)
@@ -91,6 +91,7 @@ def _where(kube: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(flow: http.HTTPFlow) -> str | None:
+    """Of a flow that was recorded before its metadata told it."""
     if flow.response is None or flow.marked != REFUSED:
         return None  # the header alone is the pod's
     trailers = flow.response.trailers

@@ -26,7 +26,7 @@ from kubetunnel.observe.traffic import (
     key_of,
 )
 from kubetunnel.proxy.mode import KubeMode
-from kubetunnel.proxy.refusals import CODES, error_of_answer, is_grpc
+from kubetunnel.proxy.refusals import error_of_answer, is_grpc
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.upstreams import Upstreams
 
@@ -154,8 +154,7 @@ class Recording:
     def _tcp(self, flow: tcp.TCPFlow, message: str | None) -> None:
         if not flow.live:
             return
-        reason = flow.comment.rpartition(" · ")[2] if flow.marked else ""
-        reason = reason if reason in CODES else ""
+        reason = flow.metadata.get("kube", {}).get("reason", "")
         service = self._service(flow, reason)
         if service is None:
             return
@@ -200,19 +199,28 @@ class Recording:
 
     def _service(self, flow: http.HTTPFlow | tcp.TCPFlow, reason: str) -> ServiceTraffic | None:
         """Whose flow it is; None for one that is none of ours."""
-        known = flow.metadata.get("kube")
-        if known is not None and "service" in known:
+        known = flow.metadata.get("kube", {})
+        if "service" in known and (not reason or self._was_found(flow)):
             service = self._of(known["service"])
             service.use(known.get("port", 0), self._clock())
             return service
         if not reason and not isinstance(flow.client_conn.proxy_mode, KubeMode):
             return None
-        if reason and (name := self._router.known_name(_host(flow))):
+        if reason and (name := self._router.known_name(known.get("service") or _host(flow))):
             key = key_of(name)
             # of a Service in use it is told too that it was deleted, or that the cluster is away
             if reason in _EXISTS or self._traffic.get(key) is not None:
-                return self._traffic.of(key)
+                service = self._traffic.of(key)
+                service.used_s = self._clock()
+                return service
         return self._traffic.of(UNKNOWN_KEY)
+
+    def _was_found(self, flow: http.HTTPFlow | tcp.TCPFlow) -> bool:
+        """Whether a refused flow's Service has the port that it tells of: it was refused later than that."""
+        if "pod" in flow.metadata["kube"]:
+            return True
+        request = flow.request if isinstance(flow, http.HTTPFlow) else None
+        return request is not None and self._upstreams.is_settled(flow.client_conn, (request.host, request.port))
 
     def _of(self, text: str) -> ServiceTraffic:
         """By a full name that was found."""

@@ -226,12 +226,17 @@ class Gate:
             raise error  # of a destination that was to be opened before there was a request
         host, port = self._requested(flow)
         name = await self._router.parse(self._virtual.host(host))
-        destination = await self._router.find(name, port)
-        self._upstreams.settle(flow.client_conn, destination)
         # `.data`: the Host header stays as the client wrote it
+        request.data.host, request.data.port = str(name), port.number
+        try:
+            destination = await self._router.find(name, port)
+        except KubeTunnelError:
+            flow.metadata["kube"] = self._router.asked_for(name, port.number)
+            raise
+        self._upstreams.settle(flow.client_conn, destination)
         request.data.host, request.data.port = destination.address
         request.data.scheme = b"https" if destination.spoken.tls else b"http"
-        flow.metadata["kube"] = {"service": str(name), "port": destination.port}
+        flow.metadata["kube"] = self._router.asked_for(name, destination.port)
 
     async def _route_by_name(self, flow: http.HTTPFlow) -> None:
         """For `server_replay`: host, port and scheme as `_route` sets them, as far as the name alone tells."""

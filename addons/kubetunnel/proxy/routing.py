@@ -162,6 +162,12 @@ class Router:
         session = await self._clusters.of(name.zone).session()
         return parse_name(host, zones=self._zones, default_namespace=session.access.namespace)
 
+    def asked_for(self, name: Name, port: int) -> dict[str, str | int]:
+        """What a flow tells of where it was to go, before a pod is found. No cluster is asked."""
+        session = self._clusters.of(name.zone).opened
+        context = {"context": session.access.context} if session is not None else {}
+        return {"service": str(name), "port": port, **context}
+
     async def find(self, name: Name, request: PortRequest, *, fresh: bool = False) -> Destination:
         """Looks the name up, `fresh` at the API server in any case. Raises what the contract's section 5 lists."""
         session = await self._clusters.of(name.zone).session()

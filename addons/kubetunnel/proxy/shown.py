@@ -11,17 +11,19 @@ from mitmproxy import http, tcp
 from mitmproxy.connection import Connection
 
 from kubetunnel.proxy.refusals import error_of_answer
+from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.upstreams import Opened, Upstreams
 
 REFUSED = ":no_entry:"  # the marker
 
 
 class Shown:
-    """Writes where a flow went into its comment and its metadata."""
+    """Writes where a flow went into its comment and its metadata, or was to go where it was refused."""
 
     name = "kubetunnel_shown"
 
-    def __init__(self, upstreams: Upstreams) -> None:
+    def __init__(self, router: Router, upstreams: Upstreams) -> None:
+        self._router = router
         self._upstreams = upstreams
         self._seen: WeakSet[Connection] = WeakSet()  # upstreams whose opening was told of with an earlier flow
 
@@ -41,6 +43,9 @@ class Shown:
 
     def tcp_start(self, flow: tcp.TCPFlow) -> None:
         self._show(flow)
+        address = flow.server_conn.address
+        if "kube" not in flow.metadata and address and (name := self._router.known_name(address[0])):
+            flow.metadata["kube"] = self._router.asked_for(name, address[1])
 
     def _show(self, flow: http.HTTPFlow | tcp.TCPFlow) -> None:
         opened = self._upstreams.opened(flow.server_conn) if flow.server_conn else None
@@ -85,5 +90,6 @@ def _show_refusal(flow: http.HTTPFlow) -> None:
     error = error_of_answer(flow.response) if flow.response else None
     if error is not None:
         flow.marked = REFUSED
+        flow.metadata["kube"] = {**flow.metadata.get("kube", {}), "reason": error.reason}
         if not flow.comment.endswith(error.reason):
             flow.comment = " · ".join(filter(None, [flow.comment, error.reason]))

@@ -108,6 +108,10 @@ class Upstreams:
         """What this client asked for was found: an upstream to its address is for exactly that port."""
         self._settled.setdefault(client, set()).add(destination.address)
 
+    def is_settled(self, client: Client, address: tuple[str, int]) -> bool:
+        """Whether that is what `settle` was told of."""
+        return address in self._settled.get(client, ())
+
     def opened(self, connection: Connection) -> Opened | None:
         """Where this upstream went; None for one that is not ours."""
         return self._opened.get(connection)
@@ -196,11 +200,12 @@ class Upstreams:
         self, command: commands.OpenConnection, address: tuple[str, int], client: Client, held: AsyncExitStack
     ) -> tuple[Opened, asyncio.StreamWriter]:
         started, connection = time.monotonic(), command.connection
-        if address in self._settled.get(client, ()):
+        if self.is_settled(client, address):
             request = PortRequest(address[1], explicit=True, scheme="")
         else:
             request = port_request(address[1])
         name = await self._router.parse(self.virtual.host(address[0]))
+        connection.address = str(name), address[1]  # as it is shown, where it is refused
         destination = await self._router.find(name, request)
         connection.address = destination.address
         wait_s = None if isinstance(command, OpenForClient) else self._router.settings.http.response_header_timeout_s

@@ -72,4 +72,5 @@ def mark_failed(tcp_flow: TCPFlow, failure: KubeTunnelError | str) -> None:
     tcp_flow.error = flow.Error(str(failure))
     if isinstance(failure, KubeTunnelError):
         tcp_flow.marked = ":no_entry:"
+        tcp_flow.metadata["kube"] = {**tcp_flow.metadata.get("kube", {}), "reason": failure.reason}
         tcp_flow.comment = " · ".join(filter(None, [tcp_flow.comment, failure.reason]))
