@@ -55,12 +55,12 @@ def test_a_recording_is_small_and_names_services_and_pods(name: str) -> None:
     assert recording(name).stat().st_size <= MAX_FILE_BYTES
     for flow in flows(recording(name)):
         kube = flow.metadata.get("kube")
-        if name == "refusals":
-            assert kube is None
-            assert flow.marked
-            continue
         assert kube is not None, flow
         assert kube["service"].endswith(".demo.svc.cluster.local")
+        if name == "refusals":
+            assert flow.marked
+            assert flow.comment == kube["reason"]
+            continue
         assert flow.comment.startswith(f"{kube['pod']}:{kube['pod_port']} · zone-a · ")
         if isinstance(flow, http.HTTPFlow):
             assert (flow.request.host, flow.request.port) == (kube["service"], kube["port"])
