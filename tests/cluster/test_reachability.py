@@ -41,7 +41,7 @@ class Clocks:
 
 def test_a_suspension_is_seen_at_the_next_use() -> None:
     clocks, told = Clocks(), list[str]()
-    suspicion = Suspicion(clocks.monotonic, clocks.running)
+    suspicion = Suspicion(monotonic=clocks.monotonic, running=clocks.running)
     unsubscribe = suspicion.subscribe(told.append)
     clocks.monotonic_s += 3600.0
     suspicion.look()
@@ -58,7 +58,7 @@ def test_a_suspension_is_seen_at_the_next_use() -> None:
 
 def test_doubts_in_a_burst_are_told_once() -> None:
     clocks, told = Clocks(), list[str]()
-    suspicion = Suspicion(clocks.monotonic, clocks.running)
+    suspicion = Suspicion(monotonic=clocks.monotonic, running=clocks.running)
     suspicion.subscribe(told.append)
     for number in range(5):
         suspicion.voice(f"connection {number} is dead")

@@ -482,6 +482,8 @@ async def test_a_pod_that_refuses_at_once_is_passed_by() -> None:
         async def reachable(self, ref: ObjectRef, port: int | str, *, fresh: bool = False) -> Reachable:
             return Reachable(tuple(found))
 
+        of_context = ""
+
         def describe(self, ref: ObjectRef) -> str:
             return str(ref)
 

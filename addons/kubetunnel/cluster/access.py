@@ -40,7 +40,10 @@ class ClusterAccess:
     Attributes:
         suspicion: tells when connections that are open may be dead.
         reach: whether the API server answers, and how long that is to be waited for.
+        is_one_of_several: there are other contexts, so log lines are to name theirs.
     """
+
+    is_one_of_several = False
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class ClusterAccess:
     ) -> None:
         self._load = load
         self._kubeconfig = kubeconfig
-        self.suspicion = Suspicion()
+        self.suspicion = Suspicion(lambda: self.of_context)
         self._connector = Connector(connect_timeout_s)
         self.reach = self._connector.reach
         self._plugin_patience_s = plugin_patience_s
@@ -73,6 +76,11 @@ class ClusterAccess:
     @property
     def context(self) -> str:
         return self._loaded.config.context
+
+    @property
+    def of_context(self) -> str:
+        """For a log line, behind the name of something in this cluster: which cluster, where there are several."""
+        return f" of context {self.context}" if self.is_one_of_several else ""
 
     @property
     def namespace(self) -> str:

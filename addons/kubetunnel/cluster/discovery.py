@@ -223,7 +223,7 @@ class Discovery:
             raise
         if self._followed.get(key) is before:  # otherwise another attempt was faster, and is kept up
             self._keep_up(key, followed, state)
-            logger.info("Service %s/%s is watched from now on", *key)
+            logger.info("Service %s/%s%s is watched from now on", *key, self._access.of_context)
         return state
 
     def _keep_up(self, key: Key, followed: FollowedService, state: ServiceState) -> None:
@@ -280,13 +280,14 @@ class Discovery:
             try:
                 callback(namespace, name, state)
             except Exception:
-                logger.exception("A subscriber failed at a change of %s/%s", namespace, name)
+                logger.exception("A subscriber failed at a change of %s/%s%s", namespace, name, self._access.of_context)
 
     def _end_idle(self) -> None:
         now = self._clock()
         for key, followed in list(self._followed.items()):
             if now - followed.used_at >= self._idle_timeout_s:
-                logger.info("Service %s/%s is let go: not used for %g s", *key, self._idle_timeout_s)
+                of_context = self._access.of_context
+                logger.info("Service %s/%s%s is let go: not used for %g s", *key, of_context, self._idle_timeout_s)
                 self._let_go(key)
         self._idle_timer = None
         if self._followed:

@@ -65,6 +65,9 @@ class FollowedService:
     def _reflect[T: decode.ApiObject](self, query: Query[T]) -> Reflector[T]:
         return Reflector(self._api, query, self._rights, self._rng, self._changed)
 
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}{self._api.access.of_context}"
+
     @property
     def certain(self) -> bool:
         """Whether a Service that is not here is not there: no broken watch hides it."""
@@ -148,7 +151,7 @@ class FollowedService:
         due = [copy for copy in self._copies if copy.due]
         for outcome in await asyncio.gather(*(copy.refresh() for copy in due), return_exceptions=True):
             if isinstance(outcome, ClusterUnreachable | Timeout | Unauthenticated):
-                logger.debug("The last known state of %s/%s is used: %s", self.namespace, self.name, outcome)
+                logger.debug("The last known state of %s is used: %s", self, outcome)
                 for copy in due:
                     copy.postpone()
             elif isinstance(outcome, Forbidden | AbsentError):
@@ -180,7 +183,7 @@ class FollowedService:
     async def _fall_back(self, resources: list[Resource]) -> None:
         for resource in resources:
             if await self._try(resource):
-                logger.info("Endpoints of %s/%s come from %s", self.namespace, self.name, resource)
+                logger.info("Endpoints of %s come from %s", self, resource)
                 return
         for resource in SOURCES:
             if resource in self._refusals:
@@ -208,7 +211,7 @@ class FollowedService:
                     group.create_task(copy.run())
         except* (KubeTunnelError, AbsentError) as errors:
             self.ended = True
-            logger.info("%s/%s is looked up anew at its next use: %s", self.namespace, self.name, errors.exceptions[0])
+            logger.info("%s is looked up anew at its next use: %s", self, errors.exceptions[0])
 
     def _changed(self) -> None:
         if not self._opened:

@@ -54,7 +54,7 @@ class Reflector[T: ApiObject]:
 
     def __str__(self) -> str:
         selected = self._query.name or self._query.labels
-        return f"{self._query.resource} {self._query.namespace}/{selected}"
+        return f"{self._query.resource} {self._query.namespace}/{selected}{self._api.access.of_context}"
 
     @property
     def due(self) -> bool:

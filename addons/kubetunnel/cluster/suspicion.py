@@ -28,15 +28,19 @@ class Suspicion:
     """Tells those who hold connections to one API server when these may be dead.
 
     Args:
+        of_context: which server, for the log; "" where there is no other.
         monotonic: seconds of a clock that stops while the machine is suspended.
         running: seconds of one that goes on.
     """
 
     def __init__(
         self,
+        of_context: Callable[[], str] = str,
+        *,
         monotonic: Callable[[], float] = time.monotonic,
         running: Callable[[], float] = _time_with_suspensions_s,
     ) -> None:
+        self._of_context = of_context
         self._monotonic = monotonic
         self._running = running
         self._offset_s = running() - monotonic()
@@ -60,7 +64,7 @@ class Suspicion:
         if now - self._voiced_at < REPEAT_S:
             return
         self._voiced_at = now
-        logger.info("Connections to the API server are opened anew: %s", reason)
+        logger.info("Connections to the API server%s are opened anew: %s", self._of_context(), reason)
         for callback in list(self._callbacks):
             callback(reason)
 

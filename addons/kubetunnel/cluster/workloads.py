@@ -109,6 +109,11 @@ class Workloads:
             error.aim(self._access.kubectl())  # the core knows of no context
             raise
 
+    @property
+    def of_context(self) -> str:
+        """As `ClusterAccess.of_context`."""
+        return self._access.of_context
+
     def describe(self, ref: ObjectRef) -> str:
         """The command that shows an object with its ports and pods."""
         return self._access.kubectl("-n", ref.namespace, "describe", ref.kind.value, ref.name)

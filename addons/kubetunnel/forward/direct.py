@@ -40,6 +40,7 @@ class DirectConnections(PodStreams):
     Args:
         connect_timeout_s: how long an open waits for a pod's answer.
         idle_timeout_s: how long the facts of a pod to which nothing is open are kept.
+        of_context: which cluster, for the log; "" where there is no other.
         clock: monotonic, in seconds.
     """
 
@@ -48,8 +49,10 @@ class DirectConnections(PodStreams):
         *,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
+        of_context: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._of_context = of_context
         self._clock = clock
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
@@ -142,7 +145,7 @@ class DirectConnections(PodStreams):
         key = (namespace, name)
         if key not in self._pods:
             self._forget_idle()
-            self._pods[key] = DirectPod(ForwardBooks(namespace, name), self._clock)
+            self._pods[key] = DirectPod(ForwardBooks(namespace, name, self._of_context), self._clock)
         pod = self._pods[key]
         pod.dials += 1
         return pod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,11 +48,16 @@ class ForwardFacts:
 
 
 class ForwardBooks:
-    """The state of one forward and its counters over all upstreams that it ever had."""
+    """The state of one forward and its counters over all upstreams that it ever had.
 
-    def __init__(self, namespace: str, pod: str) -> None:
+    Args:
+        of_context: in which cluster, for the log; "" where there is no other.
+    """
+
+    def __init__(self, namespace: str, pod: str, of_context: Callable[[], str] = str) -> None:
         self.namespace = namespace
         self.pod = pod
+        self._of_context = of_context
         self.state: State = "opening"
         self.reason = "a stream is wanted"
         self.since = time.time()
@@ -68,7 +74,7 @@ class ForwardBooks:
         self._failed = False
 
     def __str__(self) -> str:
-        return f"Forward to {self.namespace}/{self.pod}"
+        return f"Forward to {self.namespace}/{self.pod}{self._of_context()}"
 
     def facts(self, *, upstreams: int, streams: int, bytes_sent: int, bytes_received: int) -> ForwardFacts:
         """A copy of what there is to know, with what is open now and the bytes of that."""

@@ -93,7 +93,7 @@ class LocalListener:
         self._closed = False
 
     def __str__(self) -> str:
-        return f"{self.ref}:{self.pair.remote} of namespace {self.ref.namespace}"
+        return f"{self.ref}:{self.pair.remote} of namespace {self.ref.namespace}{self._workloads.of_context}"
 
     def is_used_since(self, then_s: float) -> bool:
         """Whether a connection was led to a pod since this monotonic time, or is still there.

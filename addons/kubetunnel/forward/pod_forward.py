@@ -37,6 +37,8 @@ class Pool(Protocol):
     @property
     def dial(self) -> Callable[[PodPort], Awaitable[Upstream]]: ...
     @property
+    def of_context(self) -> str: ...
+    @property
     def obtaining(self) -> asyncio.Future[None] | None: ...
     def keep(self, task: asyncio.Task[None]) -> None: ...
     def adopt(self, upstream: Upstream, forward: PodForward) -> None: ...
@@ -47,7 +49,7 @@ class PodForward:
 
     def __init__(self, pool: Pool, policy: PodPolicy, namespace: str, pod: str) -> None:
         self.policy = policy
-        self.books = ForwardBooks(namespace, pod)
+        self.books = ForwardBooks(namespace, pod, lambda: pool.of_context)
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._upstreams: dict[int, Upstream] = {}
@@ -215,7 +217,8 @@ class PodForward:
             await asyncio.sleep(started - self._loop.time())
             upstream = await self._pool.dial(target)
         except KubeTunnelError as error:
-            logger.debug("No upstream to %s/%s: %s", target.namespace, target.pod, error.detail)
+            pod, of_context = f"{target.namespace}/{target.pod}", self._pool.of_context
+            logger.debug("No upstream to %s%s: %s", pod, of_context, error.detail)
             self._dial_failed(key, error, started)
         except Exception:  # supervision point: a fault of ours must not leave a waiter waiting
             logger.exception("Dialling %s failed unexpectedly", target)

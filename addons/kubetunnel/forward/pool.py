@@ -219,6 +219,11 @@ class PortForwards(PodStreams):
         return upstream
 
     @property
+    def of_context(self) -> str:
+        """As `ClusterAccess.of_context`."""
+        return self._access.of_context
+
+    @property
     def obtaining(self) -> asyncio.Future[None] | None:
         """The run that obtains credentials now, which dials wait for."""
         return self._access.obtaining

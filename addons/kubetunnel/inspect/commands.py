@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 type HealthOf = Callable[[str, str, str], str]
 
 _SERVICES = ["service", "context", "ports", "ready", "streams", "pods"]
-_FORWARDS = ["forward", "state", "protocol", "streams", "sent", "received", "age", "last error"]
+_FORWARDS = ["forward", "context", "state", "protocol", "streams", "sent", "received", "age", "last error"]
 _HEALTH = ["what", "health", "detail"]
 
 
@@ -60,10 +60,11 @@ class Commands:
     def forwards(self) -> types.Data:
         """The port-forwards to pods, and the local listeners, whoever asked for them."""
         rows = []
-        for _, facts in in_use.forwards(self._clusters):
+        for session, facts in in_use.forwards(self._clusters):
             rows.append(
                 [
                     f"{facts.namespace}/{facts.pod}",
+                    session.access.context,
                     facts.state,
                     facts.protocol,
                     str(facts.streams),
@@ -73,7 +74,10 @@ class Commands:
                     facts.last_error,
                 ]
             )
-        rows += [[each.entry, _state(each), "", "", "", "", "", each.failure] for each in self._local_ports.ports()]
+        rows += [
+            [each.entry, self._context(each), _state(each), "", "", "", "", "", each.failure]
+            for each in self._local_ports.ports()
+        ]
         return _table(_FORWARDS, *rows)
 
     @_command("kube.forward.open")
@@ -104,7 +108,7 @@ class Commands:
             return f"{asked[0].entry}: closed."
         for session, facts in in_use.forwards(self._clusters):
             if wanted == f"{facts.namespace}/{facts.pod}":
-                logger.info("Forward to %s is closed by kube.forward.close.", wanted)
+                logger.info("Forward to %s%s is closed by kube.forward.close.", wanted, session.access.of_context)
                 session.forwards.drain(facts.namespace, facts.pod)
                 return f"{wanted}: closed for new streams; {facts.streams} run to their end. The next request opens it."
         there = list(dict.fromkeys(each.entry for each in self._local_ports.ports()))
@@ -119,10 +123,15 @@ class Commands:
             access = session.access
             rows.append([f"cluster {zone}", "open", f"context {access.context}, {access.server}"])
         rows += [self._service_health(service) for service in in_use.services(self._clusters)]
-        for _, facts in in_use.forwards(self._clusters):
+        for session, facts in in_use.forwards(self._clusters):
             detail = facts.last_error or facts.reason
-            rows.append([f"forward {facts.namespace}/{facts.pod}", facts.state, detail])
+            what = f"forward {facts.namespace}/{facts.pod}{session.access.of_context}"
+            rows.append([what, facts.state, detail])
         return _table(_HEALTH, *rows)
+
+    def _context(self, port: LocalPort) -> str:
+        session = self._clusters.sessions().get(port.zone or self._clusters.zones[0])
+        return session.access.context if session is not None else ""
 
     def _service_health(self, used: ServiceInUse) -> list[str]:
         service = used.state.service

@@ -99,11 +99,14 @@ class Api:
         closed = []
         for zone, session in self._clusters.sessions().items():
             if wanted.get("zone") in (None, zone):
-                closed += [f for f in session.forwards.forwards() if (f.namespace, f.pod) == (namespace, pod)]
-                session.forwards.drain(namespace, pod)
+                found = [f for f in session.forwards.forwards() if (f.namespace, f.pod) == (namespace, pod)]
+                if found:
+                    of_context = session.access.of_context
+                    logger.info("The forward to %s/%s%s is closed on request.", namespace, pod, of_context)
+                    session.forwards.drain(namespace, pod)
+                    closed += found
         if not closed:
             raise Refused(HTTPStatus.NOT_FOUND, f"There is no forward to {namespace}/{pod}.", reason="NoForward")
-        logger.info("The forward to %s/%s is closed on request.", namespace, pod)
         return json_reply(
             {"namespace": namespace, "pod": pod, "state": "draining", "streams": sum(f.streams for f in closed)}
         )

@@ -39,7 +39,7 @@ class ForwardTotals:
                 self.now[key] = facts
                 self._count(zone, before.get(key), facts)
                 if key not in before or before[key].state != facts.state:
-                    self._tell(facts)
+                    self._tell(facts, session.access.of_context)
 
     def has_streams(self, zone: str, namespace: str, pods: Iterable[str | None]) -> bool:
         """Whether one of these pods has a stream."""
@@ -53,9 +53,9 @@ class ForwardTotals:
             earlier = 0 if started_anew else getattr(before, name)
             totals[name] += max(0, getattr(now, name) - earlier)
 
-    def _tell(self, facts: ForwardFacts) -> None:
+    def _tell(self, facts: ForwardFacts, of_context: str) -> None:
         if facts.state == "opening":
             return
         level = _LEVELS.get(facts.state, "info")
-        text = f"Forward to {facts.namespace}/{facts.pod} {facts.state}: {facts.reason.rstrip('.')}"
+        text = f"Forward to {facts.namespace}/{facts.pod}{of_context} {facts.state}: {facts.reason.rstrip('.')}"
         self._events.add(level, text, pod=facts.pod)

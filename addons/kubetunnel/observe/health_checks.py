@@ -223,7 +223,7 @@ class HealthChecks:
         if record.state != before.state and (record.state == "unhealthy" or before.state == "unhealthy"):
             pod_port = pod_key[1]
             level = logging.WARNING if record.state == "unhealthy" else logging.INFO
-            logger.log(level, "%s is %s: %s", pod_port, record.state, outcome.detail)
+            logger.log(level, "%s%s is %s: %s", pod_port, access.of_context, record.state, outcome.detail)
             self._events.add(
                 "error" if record.state == "unhealthy" else "info",
                 f"Port {pod_port.port} of {pod_port.pod} is {record.state}: {outcome.detail}",

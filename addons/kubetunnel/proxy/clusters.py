@@ -56,7 +56,14 @@ class Cluster:
         self._opening = asyncio.Lock()
         self._last_error = ""
         self._retiring: set[asyncio.Task[None]] = set()
+        self._is_one_of_several = False
         self._closed = False
+
+    def count(self, clusters: int) -> None:
+        """How many there are: the log names this one's context where it is not alone."""
+        self._is_one_of_several = clusters > 1
+        if self._session is not None:
+            self._session.access.is_one_of_several = self._is_one_of_several
 
     def configure(self, settings: ClusterSettings, demo: Demo | None, idle_timeout_s: float = 300.0) -> None:
         """Takes other settings; a session that is open under the former ones is ended.
@@ -95,6 +102,7 @@ class Cluster:
                 loaded_for = (self._settings, self._demo)
                 access = await self._load()
                 if loaded_for == (self._settings, self._demo) and not self._closed:
+                    access.is_one_of_several = self._is_one_of_several
                     self._session = _open(access, self._settings.dial, self._idle_timeout_s)
                 else:  # other settings came meanwhile
                     await access.aclose()
@@ -194,6 +202,7 @@ class Clusters:
             cluster = former.pop(zone, None) or Cluster(cluster_settings)
             is_first = cluster_settings is main
             cluster.configure(cluster_settings, demo if is_first else None, settings.pool.idle_timeout_s)
+            cluster.count(len(wanted))
             self._clusters[zone] = cluster
         for cluster in former.values():
             task = asyncio.get_running_loop().create_task(cluster.aclose(), name="cluster of a former zone")
@@ -218,9 +227,11 @@ def _plain(zone: str) -> str:
 
 def _open(access: ClusterAccess, dial: str, idle_timeout_s: float) -> Session:
     discovery = Discovery(access, idle_timeout_s=idle_timeout_s)
-    forwards: PodStreams = (
-        DirectConnections(idle_timeout_s=idle_timeout_s) if dial == "direct" else PortForwards(access)
-    )
+    forwards: PodStreams
+    if dial == "direct":
+        forwards = DirectConnections(idle_timeout_s=idle_timeout_s, of_context=lambda: access.of_context)
+    else:
+        forwards = PortForwards(access)
     known: dict[tuple[str, str], frozenset[str]] = {}
 
     def drain_vanished(namespace: str, service: str, state: ServiceState | None) -> None:
