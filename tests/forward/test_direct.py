@@ -231,6 +231,8 @@ async def test_a_drained_pod_finishes_what_runs(connections: DirectConnections, 
     writer.write(b"still")
     assert await reader.readexactly(5) == b"still"
     writer.close()
+    await writer.wait_closed()
+    assert connections.forwards()[0].state == "closed"
 
 
 async def test_closing_ends_what_is_open(serve: Serve) -> None:

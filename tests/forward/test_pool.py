@@ -157,6 +157,25 @@ async def test_draining_keeps_what_runs_and_takes_nothing_new(api: ApiServer, fo
     await closed(other)
 
 
+async def test_a_pod_that_ends_is_drained_until_nothing_is_open_to_it(api: ApiServer, forwards: PortForwards) -> None:
+    holder = await opened(forwards)
+    forwards.drain("shop", "web", "it was closed on request")
+    assert [(each.state, each.reason) for each in forwards.forwards()] == [("draining", "it was closed on request")]
+    await closed(holder)
+    await until(lambda: not forwards.upstreams())
+    assert [(each.state, each.reason) for each in forwards.forwards()] == [("closed", "it was closed on request")]
+
+
+async def test_a_pod_that_ends_with_nothing_open_to_it_is_not_ready(api: ApiServer, forwards: PortForwards) -> None:
+    api.speaks = frozenset({V4})
+    await closed(await opened(forwards))
+    await until(lambda: not forwards.upstreams())
+    forwards.drain("shop", "web")
+    assert [(each.state, each.reason) for each in forwards.forwards()] == [("closed", "its pod ends")]
+    await closed(await opened(forwards))
+    assert forwards.forwards()[0].state == "ready"
+
+
 async def test_who_waits_for_a_pod_that_ended_in_silence_is_told_soon(api: ApiServer, forwards: PortForwards) -> None:
     reader, writer = await opened(forwards)
     api.sessions[0].silent = True
@@ -479,6 +498,8 @@ async def test_one_line_a_change_of_state(
     assert "SPDY/3.1+portforward.k8s.io, 0." in caplog.records[0].getMessage()
     assert caplog.records[-1].getMessage().endswith("draining: its pod ends")
     writer.close()
+    await until(lambda: forwards.forwards()[0].state != "draining")
+    assert [record.getMessage() for record in caplog.records[6:]] == ["Forward to shop/web closed: its pod ends"]
     assert "Bearer" not in caplog.text
 
 

@@ -168,6 +168,32 @@ async def test_a_service_that_was_found_before_is_looked_up_when_it_is_used(watc
     assert watched.observe._known._refused == {nothing}  # and is not asked for once a second
 
 
+async def test_a_service_of_a_session_that_was_just_opened_is_shown_with_its_pods(watched: Watched) -> None:
+    session = await watched.clusters.first.session()
+    await session.discovery.service("demo", "echo")
+    assert watched.document(ECHO)["total"] == 2, "before anybody has looked"
+    assert [each["service"] for each in watched.documents.services()] == ["echo"]
+
+
+async def test_a_service_in_use_that_was_deleted_is_unhealthy_while_that_is_known(
+    watched: Watched, sim: SimCluster
+) -> None:
+    session = await watched.session()
+    session.discovery._idle_timeout_s = 1e6
+    await session.discovery.service("demo", "pair")
+    watched.traffic.of(PAIR)
+    assert watched.document(PAIR)["health"] == "unknown"
+    await sim.remove_service("demo", "pair")
+    async with asyncio.timeout(10):
+        while watched.document(PAIR)["total"]:  # noqa: ASYNC110 - nobody sets an event for it
+            await asyncio.sleep(0.02)
+    await watched.observe._look_once()
+    assert watched.document(PAIR)["health"] == "unhealthy"
+    session.discovery._let_go(("demo", "pair"))
+    await watched.observe._look_once()
+    assert watched.document(PAIR)["health"] == "unknown", "it may be there again"
+
+
 async def test_a_refresh_tells_of_what_was_deleted(watched: Watched, sim: SimCluster) -> None:
     session = await watched.session()
     await session.discovery.service("demo", "pair")

@@ -138,7 +138,7 @@ def test_an_alias_is_not_told_to_be_without_endpoints(metrics: Metrics, known: K
         told.append(changed)
         return told.clear
 
-    discovery = SimpleNamespace(subscribe=subscribe, read_at=lambda namespace, name: time.time())
+    discovery = SimpleNamespace(subscribe=subscribe, watched=dict, read_at=lambda namespace, name: time.time())
     session: Any = SimpleNamespace(discovery=discovery)
     known.follow({"cluster.local": session})
     for service in (Service("shop", "empty"), Service("shop", "alias", type="ExternalName", external_name="a.example")):

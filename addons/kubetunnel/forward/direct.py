@@ -27,7 +27,7 @@ from kubetunnel.core.errors import (
     UpstreamReset,
 )
 from kubetunnel.forward.direct_stream import DirectPod, DirectStream, no_answer, show
-from kubetunnel.forward.facts import ForwardBooks, ForwardFacts
+from kubetunnel.forward.facts import POD_ENDS, ForwardBooks, ForwardFacts
 from kubetunnel.forward.pod_streams import PodStreams
 
 CONNECT_TIMEOUT_S = 3.5  # a lost SYN is sent again after 1 s and after 3 s (RFC 6298 2.1, 5.5)
@@ -99,11 +99,13 @@ class DirectConnections(PodStreams):
         self._forget_idle()
         return [pod.facts() for pod in self._pods.values()]
 
-    def drain(self, namespace: str, pod: str) -> None:
+    def drain(self, namespace: str, pod: str, reason: str = POD_ENDS) -> None:
         """The pod ends. What is open runs on to its end; that it gets no more is the business of who chooses."""
         found = self._pods.get((namespace, pod))
         if found is not None and found.connections:
-            found.books.change("draining", "its pod ends")
+            found.books.change("draining", reason)
+        elif found is not None and not found.dials:
+            found.books.change("closed", reason)
 
     async def aclose(self) -> None:
         """Close everything; connections that still run end with UpstreamReset."""

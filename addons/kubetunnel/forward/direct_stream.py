@@ -41,6 +41,8 @@ class DirectPod:
         self.books.bytes_received += received
         if error is not None:
             self.books.cut(str(error))
+        if not self.connections:
+            self.books.drained()
 
     def facts(self) -> ForwardFacts:
         counted = [connection.payload_bytes() for connection in self.connections]

@@ -10,6 +10,8 @@ from typing import Literal
 
 logger = logging.getLogger(__name__)
 
+POD_ENDS = "its pod ends"  # why a forward drains, mostly
+
 type State = Literal["opening", "ready", "draining", "broken", "closed"]
 
 
@@ -107,6 +109,11 @@ class ForwardBooks:
         warned = state == "broken" or (was_broken and state == "ready")
         level = logging.DEBUG if state == "opening" else logging.WARNING if warned else logging.INFO
         logger.log(level, "%s %s: %s", self, state, reason.rstrip("."))
+
+    def drained(self) -> None:
+        """Nothing is open any more, which is the end of one that drains."""
+        if self.state == "draining":
+            self.change("closed", self.reason)
 
     def dialling(self) -> None:
         """An upstream is being dialled."""

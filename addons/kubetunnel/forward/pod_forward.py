@@ -140,15 +140,19 @@ class PodForward:
         self._open.discard(upstream)
         self.books.bytes_sent += upstream.facts.bytes_sent
         self.books.bytes_received += upstream.facts.bytes_received
+        if not self._open:
+            self.books.drained()
 
-    def drain(self) -> None:
+    def drain(self, reason: str) -> None:
         """The pod ends: its upstreams get no new streams. A new pod of its name gets new ones."""
         self._draining = bool(self._keys)
         for upstream in self._keys:
-            upstream.drain("its pod ends")
+            upstream.drain(reason)
             upstream.doubt()  # its node, or its runtime's end of the connection, may have gone with the pod
         if self._draining:
-            self.books.change("draining", "its pod ends")
+            self.books.change("draining", reason)
+        elif self.books.state == "ready" and not self._open:
+            self.books.change("closed", reason)
         self._do(self.policy.drain(self._loop.time()))
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kubetunnel.core.catalog import PodPort
-from kubetunnel.forward.facts import ForwardFacts
+from kubetunnel.forward.facts import POD_ENDS, ForwardFacts
 
 
 class PodStreams(Protocol):
@@ -42,8 +42,8 @@ class PodStreams(Protocol):
         """What there is to know of the connections to each pod in use."""
         ...
 
-    def drain(self, namespace: str, pod: str) -> None:
-        """The pod ends."""
+    def drain(self, namespace: str, pod: str, reason: str = POD_ENDS) -> None:
+        """The pod ends, or there is another `reason` to give nothing new to what is open to it."""
         ...
 
     async def aclose(self) -> None:

@@ -20,7 +20,7 @@ from kubetunnel.core.catalog import PodPort
 from kubetunnel.core.errors import ClusterUnreachable, PodGone, UpstreamReset
 from kubetunnel.forward.dial import ANSWER_TIMEOUT_S, Dialer
 from kubetunnel.forward.errors import DialTimeout
-from kubetunnel.forward.facts import ForwardFacts
+from kubetunnel.forward.facts import POD_ENDS, ForwardFacts
 from kubetunnel.forward.lane import UpstreamFacts
 from kubetunnel.forward.placement import MAX_UPSTREAMS
 from kubetunnel.forward.pod_forward import PodForward
@@ -148,11 +148,11 @@ class PortForwards(PodStreams):
         """A copy of what there is to know of each upstream."""
         return [replace(upstream.facts) for upstream in self._of_upstream]
 
-    def drain(self, namespace: str, pod: str) -> None:
+    def drain(self, namespace: str, pod: str, reason: str = POD_ENDS) -> None:
         """The pod ends: its upstreams get no new streams. A new pod of the same name gets new ones."""
         found = self._pods.get((namespace, pod))
         if found is not None:
-            found.drain()
+            found.drain(reason)
 
     async def aclose(self) -> None:
         """Close everything; streams that still run end with UpstreamReset."""

@@ -109,7 +109,7 @@ class Commands:
         for session, facts in in_use.forwards(self._clusters):
             if wanted == f"{facts.namespace}/{facts.pod}":
                 logger.info("Forward to %s%s is closed by kube.forward.close.", wanted, session.access.of_context)
-                session.forwards.drain(facts.namespace, facts.pod)
+                session.forwards.drain(facts.namespace, facts.pod, "it was closed on request")
                 return f"{wanted}: closed for new streams; {facts.streams} run to their end. The next request opens it."
         there = list(dict.fromkeys(each.entry for each in self._local_ports.ports()))
         there += [f"{facts.namespace}/{facts.pod}" for _, facts in in_use.forwards(self._clusters)]

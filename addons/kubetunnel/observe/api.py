@@ -103,7 +103,7 @@ class Api:
                 if found:
                     of_context = session.access.of_context
                     logger.info("The forward to %s/%s%s is closed on request.", namespace, pod, of_context)
-                    session.forwards.drain(namespace, pod)
+                    session.forwards.drain(namespace, pod, "it was closed on request")
                     closed += found
         if not closed:
             raise Refused(HTTPStatus.NOT_FOUND, f"There is no forward to {namespace}/{pod}.", reason="NoForward")

@@ -67,11 +67,13 @@ class Documents:
 
     def services(self) -> list[Json]:
         """Of all Services in use, by namespace and name."""
+        self._known.follow(self._clusters.sessions())  # one may have been opened a moment ago
         keys = {*self._known.states, *(each.key for each in self._traffic if self._is_shown(each))}
         return [self._service(key) for key in sorted(keys)]
 
     def service(self, key: ServiceKey) -> Json | None:
         """Of one; None where it is not in use."""
+        self._known.follow(self._clusters.sessions())
         traffic = self._traffic.get(key)
         if key not in self._known.states and (traffic is None or not self._is_shown(traffic)):
             return None
@@ -172,6 +174,8 @@ class Documents:
         has_pods = state is not None and state.service.type != "ExternalName"
         is_known = has_pods and as_of is None
         health = service_health([by_pod.get(pod["pod"], ()) for pod in ready]) if is_known else "unknown"
+        if self._known.is_deleted(key):
+            health = "unhealthy"  # as one without a pod
         ports = state.service.ports if state else ()
         return {
             **_key_json(key),

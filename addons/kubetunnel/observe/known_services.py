@@ -29,6 +29,7 @@ class KnownServices:
         self._events = events
         self._states: dict[ServiceKey, ServiceState] = {}
         self._read_at: dict[ServiceKey, float] = {}
+        self._deleted: set[ServiceKey] = set()
         self._followed: dict[str, tuple[Session, Callable[[], None]]] = {}
         self._refused: set[ServiceKey] = set()
 
@@ -46,26 +47,34 @@ class KnownServices:
             return None
         return read_at
 
+    def is_deleted(self, key: ServiceKey) -> bool:
+        """Whether the Service was in use, and was deleted; False where nobody watches whether it is there again."""
+        return key in self._deleted
+
     def look(self) -> None:
         """Notes how fresh all are. To be called about once a second."""
         for key in self._states:
             self._read_at[key] = self._kept_up_at(key) or self._read_at[key]
+        self._deleted = {key for key in self._deleted if self._kept_up_at(key) is not None}
 
     def _kept_up_at(self, key: ServiceKey) -> float | None:
         followed = self._followed.get(key.zone)
         return followed[0].discovery.read_at(key.namespace, key.service) if followed is not None else None
 
     def follow(self, sessions: Mapping[str, Session]) -> None:
-        """Takes up sessions that are new, and forgets the Services of those that ended."""
+        """Takes up sessions that are new with what is known there, and forgets the Services of those that ended."""
         for zone, (session, unsubscribe) in list(self._followed.items()):
             if sessions.get(zone) is not session:
                 unsubscribe()
                 del self._followed[zone]
                 for key in [key for key in self._states if key.zone == zone]:
                     self.forget(key)
+                self._deleted = {key for key in self._deleted if key.zone != zone}
         for zone, session in sessions.items():
             if zone not in self._followed:
                 self._followed[zone] = session, session.discovery.subscribe(partial(self._changed, zone))
+                for (namespace, name), state in session.discovery.watched().items():
+                    self._changed(zone, namespace, name, state)
 
     async def look_up(self, key: ServiceKey) -> None:
         """A Service that is used, and of which nothing is known: it was found before we listened."""
@@ -109,9 +118,11 @@ class KnownServices:
         key = ServiceKey(zone, namespace, name)
         before = self._states.get(key)
         self._refused.discard(key)
+        self._deleted.discard(key)
         if state is None:
             if key in self._states:
                 self.forget(key)
+                self._deleted.add(key)
                 self._events.add("warning", "The Service was deleted.", service=key)
             return
         if before is None:

@@ -53,7 +53,7 @@ export function judge(service, nowS) {
 function told(about, { pods = [], last_error: error, command }) {
   const failing = pods.find((pod) => pod.failing);
   if (about === "checks") return { detail: failing ? `${failing.pod}, ${failing.failing}` : "", command };
-  if (error && (about === "requests" || error.reason === "NoReadyEndpoints"))
+  if (error && (about === "requests" || ["NoReadyEndpoints", "ServiceNotFound"].includes(error.reason)))
     return { detail: error.detail, command: error.command, at: error.at };
   return { detail: "", command };
 }
