@@ -299,6 +299,25 @@ def test_raw_connections() -> None:
     assert error.reason == "ConnectionRefused"
 
 
+@pytest.mark.parametrize(
+    ("mode", "host", "service"),
+    [
+        ("kube", "db.shop", "db.shop.svc.cluster.local"),
+        ("regular", "db.shop.svc.cluster.local", "db.shop.svc.cluster.local"),
+        ("regular", "db.shop", None),  # somebody's domain
+    ],
+)
+def test_a_raw_connection_that_did_not_come_about_tells_where_it_was_to_go(
+    mode: str, host: str, service: str | None
+) -> None:
+    flow = tcp_flow()
+    flow.metadata.clear()
+    flow.client_conn.proxy_mode = ProxyMode.parse(mode)
+    flow.server_conn.address = host, 5432
+    Books().shown.tcp_start(flow)
+    assert flow.metadata == ({"kube": {"service": service, "port": 5432}} if service else {})
+
+
 def test_a_service_is_used_while_a_connection_to_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     books = Books()
     name = ServiceName("api", "shop", "cluster.local")

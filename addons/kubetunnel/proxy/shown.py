@@ -44,7 +44,9 @@ class Shown:
     def tcp_start(self, flow: tcp.TCPFlow) -> None:
         self._show(flow)
         address = flow.server_conn.address
-        if "kube" not in flow.metadata and address and (name := self._router.known_name(address[0])):
+        if "kube" in flow.metadata or not address or not self._upstreams.is_ours(flow.client_conn, address[0]):
+            return
+        if name := self._router.known_name(address[0]):
             flow.metadata["kube"] = self._router.asked_for(name, address[1])
 
     def _show(self, flow: http.HTTPFlow | tcp.TCPFlow) -> None:

@@ -144,7 +144,7 @@ class Upstreams:
         # the handler enters this task into its table after it started it, and mitmproxy's tasks start eagerly
         await asyncio.sleep(0)
         connection = command.connection
-        if not connection.address or not self._is_ours(handler.client, connection.address[0]):
+        if not connection.address or not self.is_ours(handler.client, connection.address[0]):
             await ProxyConnectionHandler.open_connection(handler, command)
             return
         hook_data = server_hooks.ServerConnectionHookData(client=handler.client, server=connection)
@@ -192,7 +192,8 @@ class Upstreams:
             self.lanes.closed(connection)
             self.connections.closed(connection)
 
-    def _is_ours(self, client: Client, host: str) -> bool:
+    def is_ours(self, client: Client, host: str) -> bool:
+        """Whether what this client asks for under that host is the cluster's."""
         # in our own mode nothing but the cluster is ever dialled
         return isinstance(client.proxy_mode, KubeMode) or self._router.owns(host) or self.virtual.is_a_names(host)
 
