@@ -120,9 +120,11 @@ async def test_a_connection_that_stays_open_is_use(tunnel: Listening) -> None:
 
 async def test_what_is_not_there_is_no_service_in_use(sim: SimCluster, tunnel: Listening) -> None:
     tunnel.ports.configure(["svc/nothing -n demo :80"], address="127.0.0.1", retry=RetrySettings())
-    await tunnel.clusters.first.session()
     await tunnel.ports.apply()
     (port,) = tunnel.ports.ports()
+    async with asyncio.timeout(20):
+        while port.listener is None:  # noqa: ASYNC110 - nobody sets an event for it
+            await asyncio.sleep(0.02)
     reader, _ = await connect(port)
     await tunnel.observe._look_once()
     with pytest.raises(ConnectionResetError):

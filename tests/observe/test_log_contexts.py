@@ -54,6 +54,9 @@ async def lines(sim: SimCluster, settings: Settings, caplog: pytest.LogCaptureFi
     sim.faults.set(None, 9000, refuse=True)
     for zone in clusters.zones:
         upstream = await router.open(await router.find(ServiceName("echo", "demo", zone), PORT))
+        upstream.writer.write(b"anybody?")
+        with pytest.raises(OSError, match="Nothing listens"):
+            await upstream.reader.read()
         upstream.writer.close()
         await ports.open(zone, "demo", "svc/echo", [":7"])
         observe._traffic.of(ServiceKey(zone, "demo", "echo")).use(7, 1e9)
@@ -66,7 +69,7 @@ async def lines(sim: SimCluster, settings: Settings, caplog: pytest.LogCaptureFi
             await asyncio.sleep(0.05)
     await ports.aclose(drain_s=0)
     await clusters.aclose()
-    wanted = ("Service demo/", "Forward to", "is unhealthy", "requested")
+    wanted = ("Service demo/", "Forward to", "Trying again", "is unhealthy", "requested")
     found = [line for line in caplog.messages if any(word in line for word in wanted)]
     for word in wanted:
         assert any(word in line for line in found), (word, caplog.messages)
@@ -75,14 +78,18 @@ async def lines(sim: SimCluster, settings: Settings, caplog: pytest.LogCaptureFi
 
 async def test_one_context_is_not_named(sim: SimCluster, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     found = await lines(sim, settings, caplog)
-    assert [line for line in found if "context" in line or "dev" in line] == []
+    assert [line for line in found if "context" in line or "dev" in line or "cluster.local" in line] == []
 
 
 async def test_each_of_several_is_named(sim: SimCluster, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     found = await lines(sim, replace(settings, zones=(ZoneSettings(OTHER, "prod"),)), caplog)
-    of = {context: [line for line in found if f" of context {context}" in line] for context in ("dev", "prod")}
+    own = {"dev": "echo.demo.svc.cluster.local:7: ", "prod": f"echo.demo.svc.{OTHER}:7: "}
+    of = {
+        context: [line for line in found if f" of context {context}" in line or line.startswith(name)]
+        for context, name in own.items()
+    }
     assert len(of["dev"]) + len(of["prod"]) == len(found), found
-    for word in ("is watched", "is let go", "Forward to", "is unhealthy", "requested"):
+    for word in ("is watched", "is let go", "Forward to", "Trying again", "is unhealthy", "requested"):
         assert all(any(word in line for line in each) for each in of.values()), (word, found)
 
 

@@ -272,6 +272,9 @@ class Router:
                 milliseconds; without it, a port that refuses shows later, as the stream's failure.
         """
         retry = self._settings.retry
+        peer = f"{destination.name}:{destination.port}"
+        # the name has its zone, where the pod's alone would not tell which cluster
+        which = f"{peer}: " if destination.session.access.is_one_of_several else ""
         attempts = Attempts(
             destination,
             self._choices_of,
@@ -279,8 +282,8 @@ class Router:
             Backoff(retry.delay_s, cap_s=10 * retry.delay_s, retries=retry.max),
             client=client if destination.sticky else None,
             shared=shared,
+            tell=partial(logger.info, "%s%s", which),
         )
-        peer = f"{destination.name}:{destination.port}"
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
