@@ -349,7 +349,7 @@ async def health(world: World, port: int, *, rounds: int, interval_s: float = 40
     """Checks by the addon's policy, one look each `interval_s` of a clock that is ours."""
     checked = Checked(Path(str(world.settings.cluster.kubeconfig)))
     checked.check = parse_check(check)
-    checked.policy = replace(world.tunnel._health_policy(), idle_timeout_s=1e6)
+    checked.policy = replace(world.tunnel.observe._checks._policy(), idle_timeout_s=1e6)
     checked.traffic.of(ECHO).use(port, checked.now_s)
     checked.health.look()
     for _ in range(rounds):
