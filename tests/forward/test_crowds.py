@@ -18,6 +18,7 @@ from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError, UpstreamR
 from kubetunnel.forward.errors import StreamFailed
 from kubetunnel.forward.lane import Lane
 from kubetunnel.forward.pod_forward import PodForward
+from kubetunnel.forward.policy import IDLE_TIMEOUT_S
 from kubetunnel.forward.pool import PortForwards
 from kubetunnel.forward.stream import ForwardStream
 from kubetunnel.forward.upstream import Upstream
@@ -72,7 +73,7 @@ async def a_thousand(api: ApiServer, forwards: PortForwards) -> None:
     await until(lambda: asyncio.all_tasks() - tasks - api._tasks == {forwards._looking})
     now = asyncio.get_running_loop().time()
     for pod in forwards._pods.values():
-        pod.tick(now + 31)
+        pod.tick(now + IDLE_TIMEOUT_S + 1)
     await until(lambda: not forwards.upstreams() and not api.sessions)
     await forwards.aclose()
 

@@ -16,7 +16,7 @@ SPARES = 1
 
 def policy(limit: int = LIMIT, spares: int = 0) -> PodPolicy:
     return PodPolicy(
-        max_upstreams=limit, idle_timeout_s=30.0, spares=spares, backoff=lambda failures: min(1.0, 0.1 * failures)
+        max_upstreams=limit, idle_timeout_s=300.0, spares=spares, backoff=lambda failures: min(1.0, 0.1 * failures)
     )
 
 
@@ -42,6 +42,17 @@ def test_a_freed_upstream_goes_to_the_first_waiter_and_his_dial_becomes_a_spare(
     assert pod.dialled(2, 2) == []
     assert pod.tick(31.9) == []
     assert pod.tick(32.1) == [Close(2, "idle for 30 s")]
+
+
+def test_of_the_unused_the_last_one_stays_for_long() -> None:
+    pod = policy()
+    for number in (1, 2):
+        pod.want(number, 80, 0)
+        pod.dialled(number, 0)
+    pod.ended(1, 1), pod.ended(2, 2)
+    assert pod.tick(60) == [Close(1, "idle for 30 s")]
+    assert pod.tick(301.9) == []
+    assert pod.tick(302) == [Close(2, "idle for 300 s")]
 
 
 def test_the_last_used_is_reused_first() -> None:

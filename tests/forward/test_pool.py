@@ -16,6 +16,7 @@ from kubetunnel.forward.errors import DialTimeout, StreamFailed
 from kubetunnel.forward.lane import UPLOAD_BYTES
 from kubetunnel.forward.liveness import DEATH_S, UPLOAD_DEATH_S
 from kubetunnel.forward.pod_forward import PodForward
+from kubetunnel.forward.policy import IDLE_TIMEOUT_S
 from kubetunnel.forward.pool import PortForwards, _delay_s
 from kubetunnel.forward.silence import Silences
 from kubetunnel.forward.upstream import LINGER_S, Upstream
@@ -191,10 +192,10 @@ async def test_idle_upstreams_are_reaped(api: ApiServer, forwards: PortForwards)
     await closed(await opened(forwards))
     now = asyncio.get_running_loop().time()
     for pod in forwards._pods.values():
-        pod.tick(now + 29)
+        pod.tick(now + IDLE_TIMEOUT_S - 1)
     assert len(forwards.upstreams()) == 1
     for pod in forwards._pods.values():
-        pod.tick(now + 31)
+        pod.tick(now + IDLE_TIMEOUT_S + 1)
     await until(lambda: not forwards.upstreams())
     assert all(pod.policy.empty for pod in forwards._pods.values())
 
@@ -224,7 +225,7 @@ async def test_a_forward_that_nobody_uses_is_forgotten(
     caplog.set_level(logging.INFO, "kubetunnel")
     await closed(await opened(forwards))
     await until(lambda: not forwards.open_streams("shop", "web"))
-    forwards._look_at_all(asyncio.get_running_loop().time() + 31)
+    forwards._look_at_all(asyncio.get_running_loop().time() + IDLE_TIMEOUT_S + 1)
     await until(lambda: not forwards.upstreams())
     assert len(forwards.forwards()) == 1, "its upstream was closing"
     forwards._look_at_all(asyncio.get_running_loop().time() + 32)

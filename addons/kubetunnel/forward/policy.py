@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from kubetunnel.forward.placement import MAX_SHARED, MAX_UPSTREAMS, STREAMS_A_SHARED, Place, Wanted, choose
 
-IDLE_TIMEOUT_S = 30.0
+IDLE_TIMEOUT_S = 300.0  # the contract's pool.idle_timeout: of the last upstream to a pod
+SPARE_TIMEOUT_S = 30.0  # of those beside it
 MAX_DIALS = 32  # at once: more of them only make each slower
 SHARE_AFTER_S = 1.0  # who waited so long takes a place beside another stream: better than none at all
+FORGET_S = 30.0  # of failures, and of a pod to which nothing is open
 SPARES = 1  # idle upstreams of a pod in use; one costs the API server a connection, and the pod nothing
 
 
@@ -64,6 +66,7 @@ class PodPolicy:
     """The upstreams of one pod, the dials under way, and the waiters, in order of arrival.
 
     Args:
+        idle_timeout_s: the last upstream is closed when it was not used for so long.
         spares: idle upstreams that a pod in use is to have.
         backoff: the delay in seconds after that many failures in a row, from the last of them on.
     """
@@ -189,15 +192,17 @@ class PodPolicy:
         return useless + self._balance(now)
 
     def tick(self, now: float) -> list[Action]:
-        """Once a second: what nobody used for the idle timeout is closed, an old failure forgotten, a spare dialled."""
+        """Once a second: what nobody used for its time is closed, an old failure forgotten, a spare dialled."""
         actions: list[Action] = []
-        for key, upstream in list(self._upstreams.items()):
-            if not upstream.streams and now - upstream.idle_since >= self._idle_timeout_s:
+        unused = [key for key, upstream in self._upstreams.items() if not upstream.streams]
+        for key in sorted(unused, key=lambda key: self._upstreams[key].idle_since):
+            timeout_s = self._idle_timeout_s if len(self._upstreams) == 1 else SPARE_TIMEOUT_S
+            if now - self._upstreams[key].idle_since >= timeout_s:
                 del self._upstreams[key]
-                actions.append(Close(key, f"idle for {self._idle_timeout_s:g} s"))
-        if not self._dials and now - self._failed_at >= self._idle_timeout_s:
+                actions.append(Close(key, f"idle for {timeout_s:g} s"))
+        if not self._dials and now - self._failed_at >= FORGET_S:
             self._failures = 0
-        if self._wanted_at is not None and not self._upstreams and now - self._wanted_at >= self._idle_timeout_s:
+        if self._wanted_at is not None and not self._upstreams and now - self._wanted_at >= FORGET_S:
             self._wanted_at = None
         return actions + self._balance(now) + self._dial_spares(now)
 

@@ -49,7 +49,7 @@ class PortForwards(PodStreams):
         access: how to reach the API server.
         max_upstreams: upgraded connections a pod, before all of its streams share them.
         spares: idle upgraded connections that a pod in use is to have.
-        idle_timeout_s: an unused upstream is closed after it.
+        idle_timeout_s: the last upstream to a pod is closed when it was unused for so long; others are sooner.
         answer_timeout_s: for the API server's answer to one upgrade request.
         open_timeout_s: how long an open waits for an upstream, as `Reach` has it by default; half of it where a dial
             to the pod is stuck already. The dial goes on, and is there for the next one.

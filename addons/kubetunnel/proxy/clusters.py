@@ -231,7 +231,7 @@ def _open(access: ClusterAccess, dial: str, idle_timeout_s: float) -> Session:
     if dial == "direct":
         forwards = DirectConnections(idle_timeout_s=idle_timeout_s, of_context=lambda: access.of_context)
     else:
-        forwards = PortForwards(access)
+        forwards = PortForwards(access, idle_timeout_s=idle_timeout_s)
     known: dict[tuple[str, str], frozenset[str]] = {}
 
     def drain_vanished(namespace: str, service: str, state: ServiceState | None) -> None:
