@@ -16,6 +16,7 @@ from kubetunnel.inspect.kept_flows import KEEP_BYTES, KEEP_FLOWS, KeptFlows
 from kubetunnel.inspect.kubernetes_view import KubernetesView
 from kubetunnel.inspect.list_columns import ListColumns
 from kubetunnel.inspect.pod_details import PodLookups
+from kubetunnel.inspect.private_recordings import PrivateRecordings
 from kubetunnel.inspect.reflected import Descriptors
 from kubetunnel.local_ports import LocalPorts
 from kubetunnel.proxy.clusters import Clusters
@@ -47,7 +48,9 @@ class Inspection:
         self.descriptors = Descriptors(upstreams, self.pods, _is_watched)
         commands = Commands(clusters, local_ports, health_of)
         replay = ClientReplay(router, upstreams)
-        self.addons = [self.pods, self.descriptors, commands, self.kept, replay, ListColumns()]
+        self.addons = [
+            self.pods, self.descriptors, commands, self.kept, replay, ListColumns(), PrivateRecordings(),
+        ]  # fmt: skip
         self._files: tuple[str, ...] = ()
         for view in (KubernetesView(clusters), GrpcView(self.descriptors)):
             contentviews.add(view)
