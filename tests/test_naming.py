@@ -17,6 +17,7 @@ import pytest
 
 from kubetunnel.core.errors import NotAServiceName
 from kubetunnel.core.settings import DnsSettings, NetworkSettings, Settings, ZoneSettings
+from kubetunnel.core.vips import Address
 from kubetunnel.loopback_claim import ClaimedByAnother, LoopbackClaim
 from kubetunnel.proxy.clusters import Clusters
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
@@ -257,6 +258,18 @@ async def test_what_leads_elsewhere_is_told_of_once(
     told = told_of(caplog)
     assert len(told) == bool(words)
     assert not words or told[0].endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("at", "dns_ips", "told"),
+    [("127.0.0.1", (), False), ("0.0.0.0", (), True), ("0.0.0.0", (ip_address("0.0.0.0"),), False)],
+)
+async def test_a_dns_server_for_others_is_warned_of(
+    make: Make, caplog: pytest.LogCaptureFixture, at: str, dns_ips: tuple[Address, ...], told: bool
+) -> None:
+    """Not so at an address of ours, which netsetup made."""
+    await make().apply(replace(PLAIN, dns=(at, free_port()), resolvers=(), dns_ips=dns_ips))
+    assert (f"DNS server on {at}: everyone who can reach this address" in caplog.text) == told
 
 
 async def test_the_same_plan_changes_nothing(make: Make, caplog: pytest.LogCaptureFixture) -> None:

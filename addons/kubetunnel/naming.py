@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 
 from kubetunnel.core.names import TUNNEL_NAME
 from kubetunnel.core.vips import Address
@@ -132,6 +133,9 @@ class Naming:
             known_at=plan.dns_ips, own=own_names(plan), hosts={TUNNEL_NAME: own_address}, ttl_s=plan.ttl_s,
         )  # fmt: skip
         await server.start()
+        at = ip_address(address[0])
+        if not at.is_loopback and at not in (*plan.dns_ips, *plan.proxy_ips):
+            logger.warning("DNS server on %s: everyone who can reach this address learns what the cluster has.", at)
         return server
 
     def _look_at_ports(self, plan: NamingPlan) -> None:

@@ -124,6 +124,14 @@ async def test_mitmweb_shows_service_and_pod(sim: SimCluster, start_tunnel: Call
     assert refused["marked"]
 
 
+async def test_a_mode_of_mitmproxys_that_listens_everywhere_is_warned_of(
+    sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = ["--mode", "reverse:http://pair.demo.svc.cluster.local", "--listen-host", "0.0.0.0"]
+    tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
+    await asyncio.to_thread(tunnel.wait_for, r"Listening on 0\.0\.0\.0: everyone who can reach this address")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a network namespace and a redirection of its own")
 @pytest.mark.skipif(not (shutil.which("nft") and shutil.which("ip")), reason="needs nft and ip")
 async def test_transparent_mode_routes_by_host(tmp_path: Path) -> None:

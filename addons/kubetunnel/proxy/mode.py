@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, ClassVar, Literal
 
 from mitmproxy import ctx, optmanager
@@ -74,10 +74,7 @@ class KubeServerInstance(mode_servers.AsyncioServerInstance[KubeMode]):
         if host == LOOPBACK and machine is not None and machine.redirected and machine.dns_ip.version == 6:
             port = self.listen_addrs[0][1]
             self._servers = [*self._servers, *await self._listen(LOOPBACK_IPV6, port)]
-        if not _is_loopback(host):
-            logger.warning(
-                "Listening on %s: everyone who can reach this address uses the cluster with your rights.", host
-            )
+        _warn_of([host])
 
     def _ports(self, machine: State | None) -> tuple[int, ...]:
         """Those to try, in order: what the user asked for, else that which virtual IPs lead to, else the contract's."""
@@ -157,6 +154,9 @@ class Listening:
         self._started = asyncio.get_running_loop().create_task(proxyserver.setup_servers(), name="kube mode starts")
 
     def running(self) -> Awaitable[bool] | None:
+        if self._started is None:  # mitmproxy's own modes listen on every address, unless told otherwise
+            proxyserver: Proxyserver = ctx.master.addons.get("proxyserver")
+            _warn_of(address[0] for instance in proxyserver.servers for address in instance.listen_addrs)
         # awaited at the start: a port that is taken ends the program; a reload has nothing to wait for
         return self._started
 
@@ -195,6 +195,14 @@ def _close_half_started(coroutine: Any) -> None:
 def _not_superseded(record: logging.LogRecord) -> bool:
     # Servers.update logs the result of each start as an error, a cancelled one as an empty one, and errors end mitmdump
     return record.getMessage() not in ("", "superseded by the kube mode")
+
+
+def _warn_of(hosts: Iterable[str]) -> None:
+    for host in dict.fromkeys(hosts):
+        if not _is_loopback(host):
+            logger.warning(
+                "Listening on %s: everyone who can reach this address uses the cluster with your rights.", host
+            )
 
 
 def _is_loopback(host: str) -> bool:
