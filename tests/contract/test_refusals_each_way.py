@@ -48,6 +48,7 @@ def test_http2(tunnel: Tunnel, host: str, port: int, reason: str, status: int) -
     answer = tunnel.get(f"{host}:{port}", "/", H2C, timeout_s=limit_s(reason))
     assert answer.http_version == "2"
     assert refused(answer) == (reason, status)
+    assert answer.json["command"].startswith("kubectl ")
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])

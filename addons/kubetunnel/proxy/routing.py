@@ -245,6 +245,7 @@ class Router:
             answer = await http2_probe.speaks_http2(upstream.reader, upstream.writer, patience_s=patience_s)
         except OSError as e:
             if error := error_of(e):
+                destination.explain(upstream.target, error)
                 raise error from e
             answer = None
         finally:
