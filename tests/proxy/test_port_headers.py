@@ -35,6 +35,7 @@ async def test_they_are_not_read_unless_asked_for(tunnel: Tunnel) -> None:
         (["X-Forwarded-Port: 81"], (404, "PortNotExposed")),
         (["X-Forwarded-Port: 0"], (400, "NotAServiceName")),
         (["X-Forwarded-Port: http"], (400, "NotAServiceName")),
+        ([f"X-Forwarded-Port: {'9' * 5000}"], (400, "NotAServiceName")),
         ([], (200, None)),
     ],
 )

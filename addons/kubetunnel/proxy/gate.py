@@ -283,8 +283,10 @@ class Gate:
             value = flow.request.headers.get(name)
             if value is None:
                 continue
-            if not (value.isascii() and value.isdigit() and 0 < int(value) <= _MAX_PORT):
-                raise NotAServiceName(f"{name} is {value[:20]!r}, which is no port.")
+            digits = value.lstrip("0")
+            # the length first: int() refuses thousands of digits with an error of its own
+            if not (value.isascii() and value.isdigit() and 1 <= len(digits) <= 5 and int(digits) <= _MAX_PORT):
+                raise NotAServiceName(f"{name} is {value[:20]!r}, which is no port: 1 to {_MAX_PORT}.")
             return int(value)
         return None
 
