@@ -160,6 +160,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         ("network: {proxy_interface: {name: kube-proxy-of-us}}", "name: 'kube-proxy-of-us' is not an interface's name"),
         ("network: {proxy_interface: {name: ''}}", "name: '' is not an interface's name"),
         ("log: {level: loud}", "log.level: 'loud' is none of debug, info, warn, error, quiet$"),
+        ("log: {level: 3}", "log.level: 3 is not one of debug, info, warn, error, quiet$"),
     ],
 )
 def test_a_file_that_cannot_be_taken(text: str, told: str, tmp_path: Path) -> None:

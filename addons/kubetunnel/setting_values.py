@@ -67,11 +67,12 @@ def _plain(setting: Setting, value: Any) -> OptionValue:
         case "list":
             return _items(setting, value)
         case "text":
-            text = "" if value is None else _text(value, setting.takes or "a text")
+            choices = ", ".join(filter(None, setting.choices))
+            text = "" if value is None else _text(value, f"one of {choices}" if choices else setting.takes or "a text")
             if setting.choices:
                 text = text.lower()
                 if text not in setting.choices:
-                    raise ValueError(f"{text!r} is none of {', '.join(filter(None, setting.choices))}")
+                    raise ValueError(f"{text!r} is none of {choices}")
             return text
 
 
