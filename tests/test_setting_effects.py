@@ -36,7 +36,7 @@ with warnings.catch_warnings():  # mitmproxy's filters use former names of pypar
 from kubetunnel.cli import main as cli
 from kubetunnel.cli import virtual
 from kubetunnel.core.catalog import PodPort
-from kubetunnel.core.errors import KubeTunnelError, UpstreamReset
+from kubetunnel.core.errors import KubeTunnelError, NotForwardable, UpstreamReset
 from kubetunnel.core.health import parse_check
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.settings import Settings, every_setting
@@ -47,7 +47,7 @@ from kubetunnel.local_ports import LocalPort, LocalPorts
 from kubetunnel.naming_plan import plan_naming
 from kubetunnel.observe.traffic import ServiceKey
 from kubetunnel.proxy.limits import http_policy
-from kubetunnel.proxy.routing import Destination
+from kubetunnel.proxy.routing import Destination, OutsideName
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 from kubetunnel.proxy.web_pages import WebPages
 from kubetunnel.setting_values import option_value
@@ -152,6 +152,13 @@ async def context_and_namespace(world: World) -> tuple[str, str]:
 async def context_and_file(world: World) -> str:
     access = (await world.tunnel.clusters.first.session()).access
     return f"{access.context} of {access.files[0].name}"
+
+
+async def where_an_alias_leads(world: World) -> tuple[str, int] | None:
+    router = world.tunnel.router
+    with pytest.raises(NotForwardable) as refused:
+        await router.find(await router.parse("external.demo"), PortRequest(80, explicit=True, scheme="http"))
+    return refused.value.address if isinstance(refused.value, OutsideName) else None
 
 
 async def kind_of_streams(world: World) -> str:
@@ -513,6 +520,7 @@ EFFECTS: dict[str, Row] = {
     "forwards": Row(["svc/echo -n demo :80"], listeners, 0, 1),
     "services": Row(["echo.demo app_protocol=https"], speaks_tls, False, True),
     "zones": Row({"prod.local": "sim"}, plan("zones"), ("cluster.local",), ("cluster.local", "prod.local")),
+    "external_names": Row("direct", where_an_alias_leads, None, ("example.invalid", 80)),
 }
 
 

@@ -123,7 +123,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         f"{path}: retry.delay: 'soon' is not a duration such as 30s, 1m30s or 100ms",
         f"{path}: http.force_http2: 'maybe' is neither true nor false",
         f"{path}: nonsense: there is no such setting; there are proxy, log, cluster, retry, http, grpc, inspect, pool, "
-        "health, dns, network, forward, forwards, services, zones",
+        "health, dns, network, forward, forwards, services, zones, external_names",
     ]
 
 

@@ -353,6 +353,10 @@ class Settings:
     zones: tuple[ZoneSettings, ...] = _setting(
         (), "Other clusters: names of ZONE are looked up in CONTEXT of the kubeconfig.", takes="ZONE=CONTEXT"
     )
+    external_names: str = _setting(
+        "refuse", "A Service of the type ExternalName is refused, or the tunnel itself dials what it stands for, from "
+        "this machine.", choices=("refuse", "direct"),
+    )  # fmt: skip
 
     def of_service(self, service: str, namespace: str, port: int) -> ServiceSettings:
         """The first entry that fits, else one that says nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from copy import copy
 from ipaddress import ip_address
 from typing import Any
 
@@ -34,7 +35,7 @@ from kubetunnel.proxy.raw.layer import RawLayer
 from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.refusals import own_failure, refusal
 from kubetunnel.proxy.refused import RefusedLayer
-from kubetunnel.proxy.routing import Router
+from kubetunnel.proxy.routing import OutsideName, Router
 from kubetunnel.proxy.socks5 import Socks5Layer
 from kubetunnel.proxy.upstreams import Upstreams, port_request
 from kubetunnel.proxy.web_pages import WebPages
@@ -157,7 +158,10 @@ class Gate:
         if self._passes_through(context.server):
             return self._raw_layer(context)
         opened = self._upstreams.opened(context.server)
-        if opened is not None and opened.destination.spoken.tls:
+        outside = (
+            self._upstreams.let_out_to(context.client, context.server.address) if context.server.connected else None
+        )
+        if (opened is not None and opened.destination.spoken.tls) or (outside is not None and outside.tls is not False):
             # end to end but for us: what the client offers is offered to the pod
             server_tls = ServerTLSLayer(context)
             server_tls.child_layer = ClientTLSLayer(context)
@@ -224,12 +228,20 @@ class Gate:
         request = flow.request
         if error := self._upstreams.take_open_error(flow.server_conn):
             raise error  # of a destination that was to be opened before there was a request
+        if outside := self._upstreams.let_out_to(flow.client_conn, flow.server_conn.address):
+            _send_outside(flow, outside)
+            return
         host, port = self._requested(flow)
         name = await self._router.parse(self._virtual.host(host))
         # `.data`: the Host header stays as the client wrote it
         request.data.host, request.data.port = str(name), port.number
         try:
             destination = await self._router.find(name, port)
+        except OutsideName as e:
+            self._upstreams.let_out(flow.client_conn, copy(e))
+            flow.metadata["kube"] = self._router.asked_for(name, port.number)
+            _send_outside(flow, e)
+            return
         except KubeTunnelError:
             flow.metadata["kube"] = self._router.asked_for(name, port.number)
             raise
@@ -306,3 +318,9 @@ class Gate:
     def error(self, flow: http.HTTPFlow) -> None:
         bodies.drop_copy(flow.request)
         bodies.drop_copy(flow.response)
+
+
+def _send_outside(flow: http.HTTPFlow, outside: OutsideName) -> None:
+    tls = flow.client_conn.tls if outside.tls is None else outside.tls
+    flow.request.data.host, flow.request.data.port = outside.address
+    flow.request.data.scheme = b"https" if tls else b"http"

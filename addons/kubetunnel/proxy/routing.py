@@ -13,10 +13,19 @@ from weakref import WeakKeyDictionary
 
 from kubetunnel.cluster.single_flight import SingleFlight
 from kubetunnel.core.backoff import Backoff
-from kubetunnel.core.catalog import PodPort, ServicePort, ServiceState
+from kubetunnel.core.catalog import PodPort, Service, ServicePort, ServiceState
 from kubetunnel.core.endpoints import Target, targets
-from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, Timeout
-from kubetunnel.core.names import Name, PodAddressName, PodName, ServiceName, SrvName, parse_name, split_host_port
+from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, NotForwardable, Timeout
+from kubetunnel.core.names import (
+    Name,
+    PodAddressName,
+    PodName,
+    ServiceName,
+    SrvName,
+    is_address,
+    parse_name,
+    split_host_port,
+)
 from kubetunnel.core.ports import PortRequest, choose_port
 from kubetunnel.core.settings import ServiceSettings, Settings
 from kubetunnel.core.spoken import Http, Spoken, choose_http, spoken_at
@@ -68,6 +77,22 @@ class Destination:
         """Gives a failure of this endpoint a command that shows it, where it has none."""
         pod = target.pod_port
         explain(error, kubectl=self.session.access.kubectl(), namespace=pod.namespace, pod=pod.pod)
+
+
+class OutsideName(NotForwardable):
+    """An ExternalName that the tunnel may dial itself (`external_names: direct`). Who does not do that refuses it.
+
+    Args:
+        address: the name that the Service stands for, and the port.
+        tls: whether that port speaks TLS; None: as its client does.
+    """
+
+    def __init__(
+        self, detail: str, *, command: str | None = None, address: tuple[str, int] = ("", 0), tls: bool | None = None
+    ) -> None:
+        super().__init__(detail, command=command)
+        self.address = address
+        self.tls = tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +231,12 @@ class Router:
         fresh: bool,
     ) -> Destination:
         state: ServiceState = await session.discovery.service(service.namespace, service.service, fresh=fresh)
-        choice = choose_port(state.service, request, hostname=hostname)
+        try:
+            choice = choose_port(state.service, request, hostname=hostname)
+        except NotForwardable as e:
+            if hostname is not None:
+                raise
+            return await self._find_alias(state.service, request, e, fresh=fresh)
         if choice.fallback:
             logger.info("%s: %s.", service, choice.fallback)
         port = choice.port
@@ -216,6 +246,29 @@ class Router:
             spoken = replace(spoken, tls=True)  # who wants the pod verified does not want to speak to it in clear
         sticky = state.service.session_affinity == "ClientIP"
         return Destination(name, port.port, session, targets(state, port, hostname), request, sticky, spoken, settings)
+
+    async def _find_alias(
+        self, service: Service, request: PortRequest, refused: NotForwardable, *, fresh: bool
+    ) -> Destination:
+        """What an ExternalName stands for. Raises OutsideName where that is not in the cluster, or what it was refused
+        for."""
+        outside = service.external_name.lower().removesuffix(".")
+        if self._settings.external_names != "direct" or not outside or is_address(outside):
+            raise refused  # an address there is a name all the same (core/v1 ServiceSpec), which nobody has
+        if not self.owns(outside):
+            app_protocol = self._settings.of_service(service.name, service.namespace, request.number).app_protocol
+            spoken = spoken_at(ServicePort(request.number, app_protocol=app_protocol))
+            tls = spoken.tls if spoken.tls or spoken.binding else None
+            address = outside, request.number
+            raise OutsideName(refused.detail, command=refused.command, address=address, tls=tls) from refused
+        name = parse_name(outside, zones=self._zones, default_namespace="", short_forms=False)
+        if not isinstance(name, ServiceName):
+            raise refused
+        session = await self._clusters.of(name.zone).session()
+        state = await session.discovery.service(name.namespace, name.service, fresh=fresh)
+        if state.service.type == "ExternalName":
+            raise refused  # an alias of an alias may be one of itself
+        return await self._find_service(session, name, name, request, fresh=fresh)
 
     def negotiable_http_version(self, destination: Destination, *, client_http2: bool) -> Http:
         """What to speak to the pod; NEGOTIATED where ALPN has to tell, or in clear `http_version`."""
