@@ -457,6 +457,32 @@ def fill(peer: H2Peer, stream_id: int) -> None:
         peer.flush()
 
 
+def take(peer: H2Peer) -> None:
+    """Reads whatever comes."""
+    while received := peer.of(h2.events.DataReceived):
+        peer.events.clear()
+        for data in received:
+            peer.h2.acknowledge_received_data(data.flow_controlled_length, data.stream_id)
+        peer.flush()
+
+
+def test_a_call_that_waits_both_ways_goes_on_both_ways() -> None:
+    """A client that sends and sends before it reads what the pod answers to that."""
+    book, peer = h2_book()
+    call = peer.request("/s/m", GRPC, method="POST", end=False)
+    pod = pod_of(book)
+    pod.respond(1, GRPC, end=False)
+    fill(peer, call)
+    fill(pod, 1)
+    peer.flush()
+    assert peer.h2.local_flow_control_window(call) == pod.h2.local_flow_control_window(1) == 0
+    take(peer)
+    take(pod)
+    peer.flush()
+    assert peer.h2.local_flow_control_window(call) > 0
+    assert pod.h2.local_flow_control_window(1) > 0
+
+
 WRITE_TIMEOUT_S = 3.0
 
 

@@ -76,7 +76,7 @@ class ExchangePace(UpstreamSide):
         self._silences: dict[int, _Silence] = {}  # by stream
         self._sendings: Deadlines[int] = Deadlines()  # requests that pods take slowly
         self._taken_bytes: dict[int, int] = {}  # of those, when it was looked last
-        self._throttled: dict[int, tuple[Connection, Connection]] = {}  # stream: from, to
+        self._throttled: dict[tuple[int, Connection], Connection] = {}  # (stream, to): from
 
     @abstractmethod
     def receive(self, event: HttpEvent) -> layer.CommandGenerator[None]:
@@ -91,12 +91,14 @@ class ExchangePace(UpstreamSide):
         """The exchange is over."""
         self._deadlines.discard(stream_id)
         self._silences.pop(stream_id, None)
-        yield from self._unthrottle(stream_id)
+        for throttled, sink in [ends for ends in self._throttled if ends[0] == stream_id]:
+            yield from self._unthrottle(throttled, sink)
 
     def unthrottle_all(self, connection: Connection) -> layer.CommandGenerator[None]:
         """It is closed: nobody waits for it, nor it for anybody."""
-        for stream_id in [s for s, ends in self._throttled.items() if connection in ends]:
-            yield from self._unthrottle(stream_id)
+        for (stream_id, sink), source in list(self._throttled.items()):
+            if connection in (source, sink):
+                yield from self._unthrottle(stream_id, sink)
 
     def set_deadline(self, command: AwaitResponse) -> layer.CommandGenerator[None]:
         """An exchange waits for its response, or for more of it."""
@@ -130,7 +132,7 @@ class ExchangePace(UpstreamSide):
 
         It is silent while we wait for it, and not while it waits for us: for a client that reads slowly.
         """
-        if stream_id in self._throttled:
+        if (stream_id, self.context.client) in self._throttled:
             return 0.0
         return self._waited_s(stream_id) - self._silences[stream_id].heard_s
 
@@ -148,21 +150,25 @@ class ExchangePace(UpstreamSide):
         if isinstance(stream, OwnStream):
             stream.exchange.congest(congested=command.congested)
         elif not command.congested:
-            yield from self._unthrottle(command.stream_id)
+            yield from self._unthrottle(command.stream_id, command.connection)
         elif isinstance(stream, KubeHttpStream):
             client, sink = self.context.client, command.connection
             source = stream.flow.server_conn if sink == client else client
-            self._throttled[command.stream_id] = source, sink
+            self._throttled[command.stream_id, sink] = source
             if source == client and not is_grpc(stream.flow.request):
                 yield from self._watch_sending(command.stream_id, stream)
             yield from self._throttle(command.stream_id, source, paused=True)
 
-    def _unthrottle(self, stream_id: int) -> layer.CommandGenerator[None]:
-        if ends := self._throttled.pop(stream_id, None):
+    def _unthrottle(self, stream_id: int, sink: Connection) -> layer.CommandGenerator[None]:
+        source = self._throttled.pop((stream_id, sink), None)
+        if source is None:
+            return
+        if sink == self.context.client:
             self.note_heard(stream_id)  # it had to wait
+        else:
             self._sendings.discard(stream_id)
             self._taken_bytes.pop(stream_id, None)
-            yield from self._throttle(stream_id, ends[0], paused=False)
+        yield from self._throttle(stream_id, source, paused=False)
 
     def _watch_sending(self, stream_id: int, stream: KubeHttpStream) -> layer.CommandGenerator[None]:
         """More of a request waits here than the pod takes: it is to go on taking."""
