@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ class Kept:
         self.servers: list[Server] = []
         self.closed: list[int] = []
 
-    def open(self, service: str = API, *, idle: bool = True) -> Server:
+    def open(self, service: str = API, *, idle: bool = True, is_bounded: bool = True) -> Server:
         server = Server(address=(service, 80))
         server.state = ConnectionState.OPEN
         number = len(self.servers)
         self.servers.append(server)
-        self.connections.opened(server, service, lambda: self.closed.append(number))
+        close = partial(self.closed.append, number)
+        self.connections.opened(server, service, close, is_bounded=is_bounded)
         if idle:
             self.connections.idle(server)
         return server
@@ -156,7 +158,8 @@ async def test_what_is_kept_for_nobody_makes_room() -> None:
     kept = Kept(limits(max_connections_per_service=1))
     async with AsyncExitStack() as first:
         await first.enter_async_context(kept.connections.room(API, LONG_S))
-        server = kept.open(WEB)
+        kept.open(WEB)
+        kept.open(API, is_bounded=False)  # its end is nobody's room
         server = kept.open(API)
 
         async def second() -> None:
@@ -165,7 +168,7 @@ async def test_what_is_kept_for_nobody_makes_room() -> None:
 
         waiting = asyncio.create_task(second())
         await asyncio.sleep(0)
-        assert kept.closed == [1]
+        assert kept.closed == [2]
         kept.connections.closed(server)
         await first.aclose()
         await waiting

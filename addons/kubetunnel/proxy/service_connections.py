@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ class NoRoom(Timeout):
 class _Known:
     service: str
     close: Callable[[], None]
+    is_bounded: bool
 
 
 class ServiceConnections:
@@ -71,7 +72,7 @@ class ServiceConnections:
         room = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(service, deque())
         waiting.append(room)
-        self._close_oldest(service)
+        self._make_room(service)
         try:
             async with asyncio.timeout(wait_s):
                 await room
@@ -114,9 +115,11 @@ class ServiceConnections:
 
     # those that are kept
 
-    def opened(self, connection: Connection, service: str, close: Callable[[], None]) -> None:
-        """It is open. `close` ends it."""
-        self._known[connection] = _Known(service, close)
+    def opened(
+        self, connection: Connection, service: str, close: Callable[[], None], *, is_bounded: bool = True
+    ) -> None:
+        """It is open. `close` ends it. `is_bounded`: another one gets its room then."""
+        self._known[connection] = _Known(service, close, is_bounded)
 
     def closed(self, connection: Connection) -> None:
         """It is not any more."""
@@ -139,13 +142,19 @@ class ServiceConnections:
         self.used(connection)
         self._idle[connection] = service
         self._idle_of[service] += 1
-        if self._waiting.get(service) or self._idle_of[service] > limits.max_idle_per_service:
-            self._close_oldest(service)
+        if self._waiting.get(service):
+            self._make_room(service)
+        if self._idle_of[service] > limits.max_idle_per_service:
+            self._close(next(self._idle_ones(service)))
         while len(self._idle) > limits.max_idle:
             self._close(next(iter(self._idle)))
 
-    def _close_oldest(self, service: str) -> None:
-        oldest = next((connection for connection, its in self._idle.items() if its == service), None)
+    def _idle_ones(self, service: str) -> Iterator[Connection]:
+        """The longest unused first."""
+        return (connection for connection, its in self._idle.items() if its == service)
+
+    def _make_room(self, service: str) -> None:
+        oldest = next((idle for idle in self._idle_ones(service) if self._known[idle].is_bounded), None)
         if oldest is not None:
             self._close(oldest)
 

@@ -207,7 +207,8 @@ class Upstreams:
             return
         self._opened[connection] = opened
         self.lanes.opened(connection, writer.transport, opened.explain)
-        self.connections.opened(connection, opened.destination.service, writer.close)
+        is_bounded = not isinstance(command, OpenForClient)
+        self.connections.opened(connection, opened.destination.service, writer.close, is_bounded=is_bounded)
         try:
             await _serve(handler, command, hook_data, opened, writer, self.readers)
         finally:
