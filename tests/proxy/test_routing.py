@@ -252,7 +252,10 @@ async def test_another_zone_is_another_cluster(sim: SimCluster, clusters: Cluste
                 await find(router, "echo.demo.svc.gone.local")
             await find(router, "echo.demo.svc.cluster.local")
 
+            place = {"service": "echo.demo.svc.prod.local", "port": 7}
+            assert router.asked_for(there_too.name, 7) == {**place, "context": "production"}
             both.configure(Settings(cluster=settings.cluster), None)
+            assert router.asked_for(there_too.name, 7) == place
             with pytest.raises(NotAServiceName):
                 await find(router, "echo.demo.svc.prod.local")
             with pytest.raises(ClusterUnreachable):  # soon: it is ended by a task

@@ -189,7 +189,7 @@ class Router:
 
     def asked_for(self, name: Name, port: int) -> dict[str, str | int]:
         """What a flow tells of where it was to go, before a pod is found. No cluster is asked."""
-        session = self._clusters.of(name.zone).opened
+        session = self._clusters.sessions().get(name.zone)  # its zone may be gone by now
         context = {"context": session.access.context} if session is not None else {}
         return {"service": str(name), "port": port, **context}
 
