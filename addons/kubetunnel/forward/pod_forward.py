@@ -65,8 +65,8 @@ class PodForward:
     async def acquire(self, target: PodPort, give_up_at: float, *, shared: bool) -> Upstream:
         """An upstream with room for a stream, which is counted already: open it at once, or `release` it.
 
-        Raises TimeoutError at `give_up_at`, seconds of the loop's clock; later where credentials have to be obtained,
-        or as long as others get theirs meanwhile: then the node is there, and busy.
+        Raises TimeoutError at `give_up_at`, seconds of the loop's clock, with the time that was granted; later where
+        credentials have to be obtained, or as long as others get theirs meanwhile: then the node is there, and busy.
         """
         waiter = next(self._numbers)
         answer: asyncio.Future[Upstream] = self._loop.create_future()
@@ -77,11 +77,12 @@ class PodForward:
             self._do(self.policy.want(waiter, target.port, self._loop.time(), shared=shared))
             patience_s = give_up_at - (asked_at := self._loop.time())
             while not await first_done({answer}, give_up_at - self._loop.time(), lambda: self._pool.obtaining):
+                granted_s = give_up_at - asked_at
                 give_up_at = min(self._dialled_at + patience_s, asked_at + LONGEST_PATIENCE_S)
                 overdue = give_up_at <= self._loop.time()
                 if overdue:
                     self._note_overdue()
-                    raise TimeoutError  # noqa: TRY301 - what it leaves behind is the same
+                    raise TimeoutError(f"{granted_s:.3g} s")  # noqa: TRY301 - what it leaves behind is the same
             return answer.result()
         except (asyncio.CancelledError, TimeoutError):
             if answer.done() and not answer.cancelled() and answer.exception() is None:

@@ -94,9 +94,8 @@ class PortForwards(PodStreams):
             PodGone: the pod is there no more.
         """
         pod = self._pod_to_open(target)
-        patience_s = self._patience_s(pod)
         try:
-            give_up_at = asyncio.get_running_loop().time() + patience_s
+            give_up_at = asyncio.get_running_loop().time() + self._patience_s(pod)
             for attempt in itertools.count(1):
                 upstream = await pod.acquire(target, give_up_at, shared=shared)
                 try:
@@ -113,17 +112,17 @@ class PortForwards(PodStreams):
                     protocol: P = stream.get_protocol()  # type: ignore[assignment]  # the factory made it
                     return stream, protocol
         except TimeoutError as error:
-            raise DialTimeout(f"No port-forward to {target} within {patience_s:.3g} s.") from error
+            raise DialTimeout(f"No port-forward to {target} within {error}.") from error
         raise AssertionError("unreachable")
 
     async def warm_up(self, target: PodPort) -> None:
         """See to it that an upstream is open, for whoever opens a stream next. Raises as `open`."""
         pod = self._pod_to_open(target)
-        patience_s = self._patience_s(pod)
         try:
-            pod.release(await pod.acquire(target, asyncio.get_running_loop().time() + patience_s, shared=False))
+            give_up_at = asyncio.get_running_loop().time() + self._patience_s(pod)
+            pod.release(await pod.acquire(target, give_up_at, shared=False))
         except TimeoutError as error:
-            raise DialTimeout(f"No port-forward to {target} within {patience_s:.3g} s.") from error
+            raise DialTimeout(f"No port-forward to {target} within {error}.") from error
 
     def _pod_to_open(self, target: PodPort) -> PodForward:
         if self._closed:
