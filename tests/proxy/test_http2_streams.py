@@ -6,6 +6,7 @@ import h2.events
 import pytest
 from h2.errors import ErrorCodes
 from hyperframe.frame import GoAwayFrame
+from mitmproxy.connection import Connection
 from mitmproxy.proxy import events
 
 from kubetunnel.core.errors import UpstreamReset
@@ -459,6 +460,7 @@ def fill(peer: H2Peer, stream_id: int) -> None:
 
 def take(peer: H2Peer) -> None:
     """Reads whatever comes."""
+    peer.flush()
     while received := peer.of(h2.events.DataReceived):
         peer.events.clear()
         for data in received:
@@ -474,7 +476,6 @@ def test_a_call_that_waits_both_ways_goes_on_both_ways() -> None:
     pod.respond(1, GRPC, end=False)
     fill(peer, call)
     fill(pod, 1)
-    peer.flush()
     assert peer.h2.local_flow_control_window(call) == pod.h2.local_flow_control_window(1) == 0
     take(peer)
     take(pod)
@@ -520,6 +521,18 @@ def test_a_pod_that_takes_nothing_of_one_request() -> None:
         assert peer.h2.local_flow_control_window(upload) > 0
         peer.h2.end_stream(upload)
         peer.flush()
+    assert leftovers(book) == []
+
+
+def test_the_rest_of_a_request_that_lost_its_pod_is_taken() -> None:
+    book, peer, _, upload = uploading()
+    assert not peer.h2.local_flow_control_window(upload)
+    book.upstream_closes()
+    peer.flush()
+    assert peer.status(upload) == "502"
+    assert peer.h2.local_flow_control_window(upload) > 0
+    peer.h2.end_stream(upload)
+    peer.flush()
     assert leftovers(book) == []
 
 
@@ -573,6 +586,50 @@ def test_a_stream_whose_client_reads_late_is_not_called_silent() -> None:
     book.pass_time(READ_TIMEOUT_S)
     pod.flush()
     assert pod.of(h2.events.StreamReset)
+
+
+def unread_bytes(book: Playbook, connection: Connection) -> int:
+    """How much of the window of a connection to us is not given back."""
+    h2_conn = book.layer.connections[connection].context.layers[-1].h2_conn  # type: ignore[attr-defined]
+    window = h2_conn._inbound_flow_control_window_manager
+    unread: int = window.max_window_size - window.current_window_size - window._bytes_processed
+    return unread
+
+
+@pytest.mark.parametrize("ended_by", ["client", "pod", "reset"])
+def test_a_stream_that_ends_before_it_is_read_leaves_the_window_to_the_others(ended_by: str) -> None:
+    book, peer = h2_book()
+    slow = peer.request()
+    pod = pod_of(book)
+    pod.respond(1, end=False)
+    fill(pod, 1)
+    assert unread_bytes(book, book.upstreams[0]) > 1 << 20
+    if ended_by == "client":
+        peer.h2.reset_stream(slow, ErrorCodes.CANCEL)
+        peer.flush()
+    elif ended_by == "pod":
+        pod.h2.end_stream(1)
+    else:
+        pod.h2.reset_stream(1, ErrorCodes.CANCEL)
+    pod.flush()
+    assert unread_bytes(book, book.upstreams[0]) == 0
+    take(peer)
+    assert not book.layer._throttled
+    assert leftovers(book) == []
+
+
+def test_an_upload_that_ends_before_it_is_read_leaves_the_window_to_the_others() -> None:
+    book, peer = h2_book()
+    upload = peer.request("/upload", method="PUT", end=False)
+    pod = pod_of(book)
+    fill(peer, upload)
+    assert unread_bytes(book, book.client) > 1 << 20
+    peer.h2.end_stream(upload)
+    peer.flush()
+    take(pod)
+    pod.respond(1)
+    assert unread_bytes(book, book.client) == 0
+    assert leftovers(book) == []
 
 
 def test_streams_beyond_the_pods_limit_wait_and_all_are_served() -> None:

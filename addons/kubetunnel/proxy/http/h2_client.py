@@ -95,7 +95,7 @@ class KubeHttp2Client(KubeHttp2Connection, Http2Client):
                     continue
                 command.stream_id = theirs
             yield command
-        self._forget_ended()
+        yield from self._forget_ended()
 
     def _stream_for(self, event: HttpEvent) -> int | None:
         """Our id of its stream; None where it waits for its turn, or is over."""
@@ -122,9 +122,10 @@ class KubeHttp2Client(KubeHttp2Connection, Http2Client):
         limit = self.provisional_max_concurrency or self.h2_conn.remote_settings.max_concurrent_streams
         return self.h2_conn.open_outbound_streams < limit
 
-    def _forget_ended(self) -> None:
+    def _forget_ended(self) -> layer.CommandGenerator[None]:
         for ours in [stream_id for stream_id in self._ended if self.forget_if_closed(stream_id)]:
             self._ended.discard(ours)
+            yield from self.give_back(ours)  # its reader may be behind, but nobody asks by this id any more
             theirs = self.their_stream_id.pop(ours, None)
             if theirs is not None and self.our_stream_id.get(theirs) == ours:
                 del self.our_stream_id[theirs]

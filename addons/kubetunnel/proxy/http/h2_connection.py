@@ -79,13 +79,16 @@ class KubeHttp2Connection(Http2Connection):
     def _throttle(self, event: Throttle) -> layer.CommandGenerator[None]:
         if event.paused:
             self._untaken_bytes.setdefault(event.stream_id, 0)
-            return
-        self._take(event.stream_id)
+        else:
+            yield from self.give_back(event.stream_id)
+
+    def give_back(self, stream_id: int) -> layer.CommandGenerator[None]:
+        """Opens the peer's window again, and tells it so: that of the connection is the other streams', too."""
+        self._take(stream_id)
         if data := self.h2_conn.data_to_send():
             yield commands.SendData(self.conn, data)
 
     def _take(self, stream_id: int) -> None:
-        """Opens the peer's window again."""
         if untaken := self._untaken_bytes.pop(stream_id, 0):
             self.h2_conn.acknowledge_received_data(untaken, stream_id)
 
