@@ -235,6 +235,18 @@ async def test_a_drained_pod_finishes_what_runs(connections: DirectConnections, 
     assert connections.forwards()[0].state == "closed"
 
 
+async def test_a_pod_that_ends_with_nothing_open_to_it_is_not_ready(
+    connections: DirectConnections, serve: Serve
+) -> None:
+    _, writer = await connections.open_connection(await serve(echo))
+    writer.close()
+    await writer.wait_closed()
+    assert connections.forwards()[0].state == "ready"
+    connections.drain("shop", "web-0")
+    (facts,) = connections.forwards()
+    assert (facts.state, facts.reason) == ("closed", "its pod ends")
+
+
 async def test_closing_ends_what_is_open(serve: Serve) -> None:
     connections = DirectConnections()
     target = await serve(echo)

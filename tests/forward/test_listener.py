@@ -9,15 +9,16 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kubetunnel.cluster.access import load_access
 from kubetunnel.cluster.discovery import Discovery
 from kubetunnel.cluster.workloads import Reachable, Workloads
-from kubetunnel.core.catalog import Endpoint
+from kubetunnel.core.catalog import Endpoint, PodPort
 from kubetunnel.core.endpoints import Target
-from kubetunnel.core.errors import NoReadyEndpoints, ServiceNotFound
+from kubetunnel.core.errors import NoReadyEndpoints, PodGone, ServiceNotFound
 from kubetunnel.core.local_forward import Kind, ObjectRef, PortPair
 from kubetunnel.forward import attempts, spdy_upstream
 from kubetunnel.forward.departed import ClientSockets
@@ -188,6 +189,31 @@ async def test_another_pod_is_tried_where_one_refuses(sim: SimCluster, forwards:
         async with asyncio.timeout(10):
             assert await reader.readexactly(6) == b"kept %d" % number
         await close(writer)
+
+
+async def test_where_the_pod_is_gone_the_cluster_is_asked_anew(
+    forwards: LocalForwards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[PodPort] = []
+    asked: list[bool] = []
+    open_, reachable = PortForwards.open, Workloads.reachable
+
+    async def gone_once(self: PortForwards, target: PodPort, *arguments: Any, **named: Any) -> Any:
+        if not gone:
+            gone.append(target)
+            raise PodGone("There is no such pod any more.")
+        return await open_(self, target, *arguments, **named)
+
+    async def noted(self: Workloads, ref: ObjectRef, port: int | str, *, fresh: bool = False) -> Reachable:
+        asked.append(fresh)
+        return await reachable(self, ref, port, fresh=fresh)
+
+    listener = await listen(forwards, 80, "pair")
+    monkeypatch.setattr(PortForwards, "open", gone_once)
+    monkeypatch.setattr(Workloads, "reachable", noted)
+    assert await hostname(listener) == "pair"
+    assert gone
+    assert asked == [False, True]
 
 
 async def test_a_pod_that_refused_is_not_tried_first_again(

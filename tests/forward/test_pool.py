@@ -516,6 +516,8 @@ async def test_a_stuck_dial_refuses_in_time_and_the_next_open_does_not_wait_for_
     assert forwards.forwards()[0].state == "broken"
     with pytest.raises(DialTimeout, match=r"within 0\.9 s"):
         await forwards.open_connection(to(ECHO))
+    with pytest.raises(DialTimeout, match=r"within 0\.9 s"):
+        await forwards.warm_up(to(ECHO))
     assert issubclass(DialTimeout, Timeout)
     api.fault = ""
     await closed(await opened(forwards))  # or it would be a DialTimeout, too
