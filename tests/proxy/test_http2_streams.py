@@ -458,6 +458,14 @@ def fill(peer: H2Peer, stream_id: int) -> None:
         peer.flush()
 
 
+def unread_bytes(book: Playbook, connection: Connection) -> int:
+    """How much of the window of a connection to us is not given back."""
+    h2_conn = book.layer.connections[connection].context.layers[-1].h2_conn  # type: ignore[attr-defined]
+    window = h2_conn._inbound_flow_control_window_manager
+    unread: int = window.max_window_size - window.current_window_size - window._bytes_processed
+    return unread
+
+
 def take(peer: H2Peer) -> None:
     """Reads whatever comes."""
     peer.flush()
@@ -524,6 +532,40 @@ def test_a_pod_that_takes_nothing_of_one_request() -> None:
     assert leftovers(book) == []
 
 
+def test_an_upload_that_waits_can_be_cancelled() -> None:
+    book, peer, pod, upload = uploading()
+    other = peer.h2.get_next_available_stream_id()
+    peer.h2.reset_stream(upload, ErrorCodes.CANCEL)
+    assert peer.request("/other") == other  # in the same read
+    pod.flush()
+    (reset,) = pod.of(h2.events.StreamReset)
+    assert (reset.stream_id, reset.error_code) == (1, ErrorCodes.CANCEL)
+    pod.respond(3)
+    peer.flush()
+    assert peer.status(other) == "200"
+    assert unread_bytes(book, book.client) == 0
+    assert leftovers(book) == []
+
+
+def test_the_rest_of_a_request_that_a_going_pod_does_not_take_is_taken() -> None:
+    book, peer = h2_book()
+    watch = peer.request("/watch")
+    pod = pod_of(book)
+    pod.respond(1, end=False)
+    upload = peer.request("/upload", method="PUT", end=False)
+    fill(peer, upload)
+    go_away(pod, 1)
+    peer.flush()
+    assert peer.status(upload) == "502"
+    assert peer.h2.local_flow_control_window(upload) > 0
+    peer.h2.end_stream(upload)
+    pod.h2.end_stream(1)
+    pod.flush()
+    peer.flush()
+    assert peer.of(h2.events.StreamEnded, watch)
+    assert leftovers(book) == []
+
+
 def test_the_rest_of_a_request_that_lost_its_pod_is_taken() -> None:
     book, peer, _, upload = uploading()
     assert not peer.h2.local_flow_control_window(upload)
@@ -586,14 +628,6 @@ def test_a_stream_whose_client_reads_late_is_not_called_silent() -> None:
     book.pass_time(READ_TIMEOUT_S)
     pod.flush()
     assert pod.of(h2.events.StreamReset)
-
-
-def unread_bytes(book: Playbook, connection: Connection) -> int:
-    """How much of the window of a connection to us is not given back."""
-    h2_conn = book.layer.connections[connection].context.layers[-1].h2_conn  # type: ignore[attr-defined]
-    window = h2_conn._inbound_flow_control_window_manager
-    unread: int = window.max_window_size - window.current_window_size - window._bytes_processed
-    return unread
 
 
 @pytest.mark.parametrize("ended_by", ["client", "pod", "reset"])

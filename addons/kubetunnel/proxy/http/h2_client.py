@@ -175,6 +175,8 @@ class KubeHttp2Client(KubeHttp2Connection, Http2Client):
         for ours in [stream_id for stream_id in self.streams if stream_id > (event.last_stream_id or 0)]:
             del self.streams[ours]
             self._ended.add(ours)
+            if not self.is_closed(ours):
+                self.h2_conn.reset_stream(ours, ErrorCodes.CANCEL)  # what waits to be sent waits in vain
             yield ReceiveHttp(UpstreamFailed(ours, "the pod is going away", ended=True, unprocessed=True))
 
     def _drain(self) -> layer.CommandGenerator[None]:

@@ -59,8 +59,6 @@ class KubeHttp2Connection(Http2Connection):
         if isinstance(event, h2.events.ConnectionTerminated):
             yield from self.go_away(event)
             return False
-        if isinstance(event, h2.events.StreamReset):
-            self._take(event.stream_id)
         return (yield from super().handle_h2_event(event))
 
     def _receive_body(self, event: h2.events.DataReceived) -> layer.CommandGenerator[bool]:

@@ -102,6 +102,9 @@ class KubeHttp2Server(KubeHttp2Connection, Http2Server):
             self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED
             yield ReceiveHttp(RequestHeaders(event.stream_id, request, end_stream=event.stream_ended is not None))
             return False
+        if isinstance(event, h2.events.StreamReset):
+            yield from self._receive_reset(event)
+            return False
         if isinstance(event, h2.events.RequestReceived):
             media_type = dict(event.headers).get(b"content-type", b"")
             if is_grpc_type(media_type.decode(errors="replace")):
@@ -109,6 +112,20 @@ class KubeHttp2Server(KubeHttp2Connection, Http2Server):
             if (b":method", b"HEAD") in event.headers:
                 self._heads.add(event.stream_id)
         return (yield from super().handle_h2_event(event))
+
+    def _receive_reset(self, event: h2.events.StreamReset) -> layer.CommandGenerator[None]:
+        self._take(event.stream_id)
+        # before it is told, which may lead to other events here; mitmproxy would look for it afterwards
+        if self.streams.pop(event.stream_id, None) is not None:
+            code = event.error_code or ErrorCodes.NO_ERROR
+            is_cancelled = code == ErrorCodes.CANCEL
+            yield ReceiveHttp(
+                RequestProtocolError(
+                    event.stream_id,
+                    f"stream reset by client ({code.name if isinstance(code, ErrorCodes) else code})",
+                    ErrorCode.CANCEL if is_cancelled else RequestProtocolError.code,
+                )
+            )
 
     def go_away(self, event: h2.events.ConnectionTerminated) -> layer.CommandGenerator[None]:
         self._is_draining = True
