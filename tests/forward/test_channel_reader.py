@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
 from kubetunnel.core.catalog import PodPort
-from kubetunnel.core.errors import ConnectionRefused, UpstreamProtocol
+from kubetunnel.core.errors import ConnectionRefused, UpstreamProtocol, UpstreamReset
 from kubetunnel.forward.channel_upstream import ChannelUpstream
 from kubetunnel.forward.errors import StreamFailed
 from kubetunnel.forward.lane import UpstreamFacts
@@ -126,3 +127,19 @@ def test_nonsense_is_told_as_the_servers_fault() -> None:
     client = asyncio.run(read([wire_of(PORT_NUMBERS), b"\xff\xff"]))
     assert isinstance(client.error, StreamFailed)
     assert type(client.error.error) is UpstreamProtocol
+
+
+@pytest.mark.parametrize("status", [b"", b"\x03\xe8"])
+def test_a_normal_close_is_the_pods_good_end(status: bytes) -> None:
+    client = asyncio.run(read([wire_of([*PORT_NUMBERS, b"\0all"]), Frame(Opcode.CLOSE, status).serialize(mask=False)]))
+    assert client.received == b"all"
+    assert client.error is None
+
+
+@pytest.mark.parametrize("status", [1001, 1011, 1012])
+def test_a_server_that_closes_for_its_own_sake_has_cut_the_stream(status: int) -> None:
+    close = Frame(Opcode.CLOSE, status.to_bytes(2)).serialize(mask=False)
+    client = asyncio.run(read([wire_of([*PORT_NUMBERS, b"\0a part"]), close]))
+    assert client.received == b"a part"
+    assert isinstance(client.error, StreamFailed)
+    assert type(client.error.error) is UpstreamReset

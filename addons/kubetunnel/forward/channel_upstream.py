@@ -141,5 +141,6 @@ class ChannelUpstream(Upstream):
             self._end_lane(lane, stream_error(data.decode(errors="replace"), lane.stream.target))
 
     def _ended_error(self, detail: str) -> KubeTunnelError | None:
-        # only the connection's own end says that the pod closed; a close frame makes it a good one
-        return None if self._frames.close_received else super()._ended_error(detail)
+        # only the connection's own end says that the pod closed; a close frame makes it a good one, but not that of a
+        # server or proxy on the way which goes away or has failed
+        return None if self._frames.closed_well else super()._ended_error(detail)

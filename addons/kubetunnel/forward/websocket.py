@@ -12,7 +12,7 @@ import logging
 import os
 import struct
 
-from websockets.frames import Opcode
+from websockets.frames import CloseCode, Opcode
 from websockets.protocol import Protocol, Side, State
 
 try:
@@ -58,6 +58,12 @@ class WebSocketFrames:
         self._violation: str | None = None
         self.close_received = False
         self.pongs_received = 0
+
+    @property
+    def closed_well(self) -> bool:
+        """Whether the peer has closed it since all was said (RFC 6455 7.4.1), and not since something went wrong."""
+        close = self._protocol.close_rcvd
+        return close is not None and close.code in (CloseCode.NORMAL_CLOSURE, CloseCode.NO_STATUS_RCVD)
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[tuple[memoryview, bool]]:
         """The payloads in `data`, none of them empty, each with whether it begins a message.
