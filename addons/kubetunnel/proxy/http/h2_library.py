@@ -27,10 +27,11 @@ from h2.events import (
 )
 from h2.exceptions import InvalidBodyLengthError
 from h2.settings import SettingCodes
+from h2.stream import StreamClosedBy
 from h2.utilities import CONNECTION_HEADERS
 from hpack.hpack import Decoder
 from hpack.struct import HeaderTuple
-from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, HeadersFrame, WindowUpdateFrame
 
 # what a peer may send on a stream before we take it: the default of Go's client
 STREAM_WINDOW_BYTES = 4 << 20
@@ -166,11 +167,20 @@ class KubeH2Connection(H2Connection):
         return frames, events
 
     def _receive_data_frame(self, frame: DataFrame) -> tuple[list[Frame], list[Event]]:
+        if self._stream_closed_by(frame.stream_id) is StreamClosedBy.SEND_RST_STREAM:
+            return self._drop(frame), []
         try:
             return super()._receive_data_frame(frame)
         except InvalidBodyLengthError:
             self.acknowledge_received_data(frame.flow_controlled_length, frame.stream_id)
             return [], [self._malformed(frame.stream_id)]
+
+    def _drop(self, frame: DataFrame) -> list[Frame]:
+        """Takes what was under way when we reset its stream. The library answers each frame with another RST_STREAM."""
+        window = self._inbound_flow_control_window_manager
+        window.window_consumed(frame.flow_controlled_length)
+        increment = window.process_bytes(frame.flow_controlled_length)
+        return [WindowUpdateFrame(0, window_increment=increment)] if increment else []
 
     def _malformed(self, stream_id: int) -> StreamReset:
         if not self.streams[stream_id].closed:
