@@ -44,6 +44,7 @@ async def test_what_counts_as_waiting_for_the_peer(monkeypatch: pytest.MonkeyPat
     for seconds in (3, 4):
         before_s = readers.waited_s(server)
         reading = asyncio.ensure_future(reader.read(10))
+        await asyncio.sleep(0)  # others have their turn first
         await asyncio.sleep(0)
         now_s += seconds
         assert readers.waited_s(server) == before_s + seconds
@@ -59,3 +60,27 @@ async def test_what_counts_as_waiting_for_the_peer(monkeypatch: pytest.MonkeyPat
     readers.resume(server)
     source.feed_data(b"abc")
     assert await reading == b"abc"
+
+
+async def test_who_takes_long_for_a_piece_lets_others_have_a_turn_and_gets_a_smaller_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(reading_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    source = asyncio.StreamReader()
+    source.feed_data(bytes(200_000))
+    reader = PausableReaders().wrap(Server(address=("api.shop", 80)), source)
+    turns: list[str] = []
+
+    async def read_after(took_s: float) -> int:
+        nonlocal now_s
+        now_s += took_s
+        asyncio.get_running_loop().call_soon(turns.append, "another's")
+        return len(await reader.read(64_000))
+
+    assert await read_after(0.0) == 64_000
+    assert await read_after(0.0005) == 64_000
+    assert not turns, "a wait for each piece would cost what is quick its speed"
+    assert await read_after(0.1) == 6_400  # what would have taken 10 ms
+    assert len(turns) == 3
+    assert await read_after(10.0) == 4 << 10

@@ -6,6 +6,7 @@ What an HTTP/1 sender sends and an HTTP/2 reader does not take would otherwise w
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from ipaddress import ip_address
 from typing import Protocol
@@ -14,6 +15,12 @@ from weakref import WeakValueDictionary
 from mitmproxy.connection import Client, Connection
 
 from kubetunnel.proxy.raw.departed import departed
+
+# A reader with more at hand gives it without a wait, and 64 KiB of HTTP/2 frames with a few bytes each take 40 ms and
+# more. Who has taken longer than the first lets all others have their turn, and gets a piece that takes the second
+SHORT_S = 0.001
+TURN_S = 0.01
+LEAST_BYTES = 4 << 10
 
 
 class Readable(Protocol):
@@ -39,6 +46,8 @@ class PausableReader:
         self.may_read.set()
         self.is_reading = False
         self._reading_since_s = 0.0
+        self._gave_at_s = math.inf
+        self._gave_bytes = 0
         self._waited_s = 0.0  # in reads that are over
 
     @property
@@ -48,17 +57,25 @@ class PausableReader:
 
     async def read(self, n: int, /) -> bytes:
         """As the reader's; none where it fails."""
+        took_s = time.monotonic() - self._gave_at_s
+        if took_s > SHORT_S:
+            await asyncio.sleep(0)
+            n = min(n, max(LEAST_BYTES, int(self._gave_bytes * TURN_S / took_s)))
         await self.may_read.wait()
         self.is_reading = True
         self._reading_since_s = time.monotonic()
         try:
-            return await self.reader.read(n)
+            data = await self.reader.read(n)
         except OSError as e:
             e.__traceback__ = None
             return b""
+        else:
+            self._gave_bytes = len(data)
+            return data
         finally:
             self._waited_s = self.waited_s
             self.is_reading = False
+            self._gave_at_s = time.monotonic()
 
 
 def unwrapped(reader: object) -> object:
