@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.client
 
-# no Service's in any cluster (RFC 2606 2): the tunnel refuses it by itself, and says who refuses
-_NOBODY = "kube-tunnel.invalid"
+# the tunnel's own: no page is there, and it says who refuses. Not a Service's, which it would ask the cluster for, and
+# count as a refused request
+_OWN_NAME = "localhost"
 _SIGN = "X-Kube-Tunnel-Error"
 ANSWER_TIMEOUT_S = 2.0
 
@@ -17,7 +18,7 @@ def tunnel_answers(host: str, port: int, *, timeout_s: float = ANSWER_TIMEOUT_S)
     """
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:
-        connection.request("GET", "/", headers={"Host": _NOBODY})
+        connection.request("GET", "/", headers={"Host": _OWN_NAME})
         return connection.getresponse().headers.get(_SIGN) is not None
     except (OSError, http.client.HTTPException):
         return False

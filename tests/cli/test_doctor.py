@@ -65,10 +65,17 @@ def test_without_a_cluster(tmp_path: Path) -> None:
     assert "--demo" in checks(done)["kubeconfig"]["mend"]
 
 
+def test_the_simulated_cluster(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--demo", "--json")
+    found = checks(done)
+    assert (done.returncode, found["kubeconfig"]["level"], found["API server"]["level"]) == (0, "ok", "ok"), done
+    assert found["kubeconfig"]["found"].startswith("context sim, ")
+
+
 def test_a_context_that_is_not_there(kubeconfig: Path, tmp_path: Path) -> None:
     done = doctor(tmp_path, "--kubeconfig", str(kubeconfig), "--context", "nope")
     assert done.returncode == 1
-    told = r"^fail +kubeconfig .*--context is .nope.*\n +-> kubectl --kubeconfig \S+ config get-contexts"
+    told = r"^fail +kubeconfig .*there is no context .nope.*\n +-> kubectl --kubeconfig \S+ config get-contexts"
     assert re.search(told, done.stdout, re.MULTILINE)
 
 

@@ -156,9 +156,10 @@ def _choose(documents: list[Entry], paths: tuple[Path, ...], context: str | None
         )
     item = _named(documents, "contexts", chosen)
     if item is None:
-        origin = "--context" if context else "current-context"
+        wanted = "there is no context" if context else "current-context is"
+        lacking = "" if context else ", which contexts lacks"
         raise KubeconfigError(
-            f"{files}: {origin} is {chosen!r}, which contexts lacks. There are: {_names(documents, 'contexts')}.",
+            f"{files}: {wanted} {chosen!r}{lacking}. There are: {_names(documents, 'contexts')}.",
             command="kubectl config get-contexts",
         )
     entry = item.entry("context")

@@ -22,7 +22,6 @@ from kubetunnel.observe.guard import Guard
 from kubetunnel.observe.metrics import Metrics
 from kubetunnel.observe.replies import Refused, json_reply, problem_reply, reply, stream_reply
 from kubetunnel.proxy.http.own import OwnExchange
-from kubetunnel.proxy.refusals import ERROR_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +156,6 @@ class Pages:
             "use the tunnel as a proxy.",
             reason="NotAServiceName",
             members={"command": "curl -H 'Host: SERVICE.NAMESPACE' http://…", "paths": paths},
-            headers={ERROR_HEADER: "NotAServiceName"},
         )
 
 

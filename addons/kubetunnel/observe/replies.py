@@ -12,6 +12,8 @@ from typing import Any
 
 from mitmproxy import http
 
+from kubetunnel.proxy.refusals import ERROR_HEADER
+
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -71,7 +73,8 @@ def problem_reply(refused: Refused) -> http.Response:
         "reason": refused.reason,
         **refused.members,
     }
-    return reply(_json(problem), "application/problem+json", refused.status, refused.headers)
+    headers = {ERROR_HEADER: refused.reason, **refused.headers}
+    return reply(_json(problem), "application/problem+json", refused.status, headers)
 
 
 def _json(document: Any) -> bytes:
