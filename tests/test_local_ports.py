@@ -151,6 +151,7 @@ async def test_what_cannot_be_opened_is_tried_again(
         await until(lambda: blocked.tried_s > tried_s)
         assert other.listener is not None
         assert caplog.text.count("cannot be opened yet") == 1
+        assert blocked.failure == f"Cannot listen on 127.0.0.1:{number}: Address already in use."
     await until(lambda: blocked.listener is not None)
     assert blocked.failure == ""
     assert (await hostname(f"127.0.0.1:{number}")).startswith("echo-")

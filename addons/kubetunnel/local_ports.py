@@ -239,7 +239,7 @@ class LocalPorts:
                 is_typed = port.asked_by == "user"
                 of_zone, (listener,) = await self._listen(port.zone, port.ref, [port.pair], check=is_typed)
         except (KubeTunnelError, OSError) as e:
-            self._failed(port, str(e) or "The cluster does not answer.")
+            self._failed(port, _words(e))
             port.tried_s = time.monotonic()
         except Exception:
             logger.exception("Opening the forward %r failed; it is tried again.", port.entry)
@@ -327,3 +327,9 @@ class LocalPorts:
 
 def _is_of(port: LocalPort, asked_by: AskedBy, entry: str) -> bool:
     return port.asked_by == asked_by and port.entry == entry
+
+
+def _words(error: KubeTunnelError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename:  # of the sockets: the address
+        return f"Cannot listen on {error.filename}: {error.strerror}."
+    return str(error) or "The cluster does not answer."

@@ -70,7 +70,7 @@ async def test_a_port_that_is_taken_here_is_told(sim: SimCluster, tmp_path: Path
             line = (await process.stdout.readline()).decode()
             process.terminate()
             await process.communicate()
-        assert line.endswith("-> service/echo 9001 (port 9001 is taken here)\n")
+        assert line.endswith("-> service/echo 9001 (port 9001 may not be had here)\n")
         status, errors = await run(kubeconfig, "svc/echo", "9001:9001")
     assert status == 1
     assert "Cannot listen on 127.0.0.1:9001: Address already in use. Ask for any free local port with :PORT." in errors

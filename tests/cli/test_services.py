@@ -69,6 +69,14 @@ def test_json_of_one_namespace(runner: CliRunner, kubeconfigs: Path) -> None:
     assert (echo["type"], echo["address"], echo["note"]) == ("ClusterIP", None, "")
 
 
+def test_a_namespace_with_none_is_told(runner: CliRunner, kubeconfigs: Path) -> None:
+    result = listed(runner, "--kubeconfig", kubeconfigs / "admin", "--namespace", "dmo", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (0, [])
+    told = "kube-tunnel services: Namespace dmo of context sim has no Services, or is not there. See: kubectl "
+    assert result.stderr.startswith(told)
+    assert result.stderr.endswith(" get namespaces\n")
+
+
 async def test_addresses_that_were_assigned(runner: CliRunner, kubeconfigs: Path, tmp_path: Path) -> None:
     kept = VirtualAddresses(DEFAULT_RANGES, path=tmp_path / "kube-tunnel" / "virtual-addresses.json")
     address = await kept.address_of(str(ServiceName("pair", "demo", "cluster.local")))

@@ -176,7 +176,7 @@ def _print_mapping(listeners: tuple[LocalListener, ...]) -> None:
         for host, port in listener.addresses:
             shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             requested = "" if listener.pair.local == 0 or port == listener.port or listener.pair.local else (
-                f" (port {listener.port} is taken here)"
+                f" (port {listener.port} may not be had here)"
             )  # fmt: skip
             click.echo(f"Forwarding from {shown} -> {listener.ref} {listener.port}{requested}")
 

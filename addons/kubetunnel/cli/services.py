@@ -53,6 +53,10 @@ async def _list(settings: Settings, namespace: str | None, *, as_json: bool) -> 
                 continue
             if listing.without:
                 click.echo(f"kube-tunnel services: only those of {listing.namespace}: {listing.without}", err=True)
+            if namespace and not listing.services:
+                at = f"Namespace {namespace} of context {session.access.context}"
+                see = session.access.kubectl("get", "namespaces")
+                click.echo(f"kube-tunnel services: {at} has no Services, or is not there. See: {see}", err=True)
             found += listing.services
             if zone == clusters.zones[0] and listing.services:
                 own = f"in Namespace {session.access.namespace} the part before the first dot will do"
