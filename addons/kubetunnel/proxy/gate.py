@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from copy import copy
 from ipaddress import ip_address
 from typing import Any
 
@@ -30,12 +29,13 @@ from kubetunnel.proxy.first_bytes import FirstBytesLayer
 from kubetunnel.proxy.http.layer import NO_HOST, KubeHttpLayer
 from kubetunnel.proxy.limits import Limits
 from kubetunnel.proxy.mode import KubeMode
+from kubetunnel.proxy.outside import OutsideName, send_outside
 from kubetunnel.proxy.own_names import OwnNames
 from kubetunnel.proxy.raw.layer import RawLayer
 from kubetunnel.proxy.raw.relays import Relays
 from kubetunnel.proxy.refusals import own_failure, refusal
 from kubetunnel.proxy.refused import RefusedLayer
-from kubetunnel.proxy.routing import OutsideName, Router
+from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.socks5 import Socks5Layer
 from kubetunnel.proxy.upstreams import Upstreams, port_request
 from kubetunnel.proxy.web_pages import WebPages
@@ -158,9 +158,8 @@ class Gate:
         if self._passes_through(context.server):
             return self._raw_layer(context)
         opened = self._upstreams.opened(context.server)
-        outside = (
-            self._upstreams.let_out_to(context.client, context.server.address) if context.server.connected else None
-        )
+        server = context.server
+        outside = self._upstreams.outside.to(context.client, server.address) if server.connected else None
         if (opened is not None and opened.destination.spoken.tls) or (outside is not None and outside.tls is not False):
             # end to end but for us: what the client offers is offered to the pod
             server_tls = ServerTLSLayer(context)
@@ -228,8 +227,8 @@ class Gate:
         request = flow.request
         if error := self._upstreams.take_open_error(flow.server_conn):
             raise error  # of a destination that was to be opened before there was a request
-        if outside := self._upstreams.let_out_to(flow.client_conn, flow.server_conn.address):
-            _send_outside(flow, outside)
+        if outside := self._upstreams.outside.to(flow.client_conn, flow.server_conn.address):
+            send_outside(flow, outside)
             return
         host, port = self._requested(flow)
         name = await self._router.parse(self._virtual.host(host))
@@ -238,9 +237,9 @@ class Gate:
         try:
             destination = await self._router.find(name, port)
         except OutsideName as e:
-            self._upstreams.let_out(flow.client_conn, copy(e))
+            self._upstreams.outside.let(flow.client_conn, e)
             flow.metadata["kube"] = self._router.asked_for(name, port.number)
-            _send_outside(flow, e)
+            send_outside(flow, e)
             return
         except KubeTunnelError:
             flow.metadata["kube"] = self._router.asked_for(name, port.number)
@@ -318,9 +317,3 @@ class Gate:
     def error(self, flow: http.HTTPFlow) -> None:
         bodies.drop_copy(flow.request)
         bodies.drop_copy(flow.response)
-
-
-def _send_outside(flow: http.HTTPFlow, outside: OutsideName) -> None:
-    tls = flow.client_conn.tls if outside.tls is None else outside.tls
-    flow.request.data.host, flow.request.data.port = outside.address
-    flow.request.data.scheme = b"https" if tls else b"http"

@@ -36,6 +36,7 @@ from kubetunnel.proxy import http2_probe
 from kubetunnel.proxy.clusters import Clusters, Session
 from kubetunnel.proxy.failover import FailoverStream
 from kubetunnel.proxy.http.writing import TimedWriter
+from kubetunnel.proxy.outside import OutsideName
 from kubetunnel.proxy.refusals import explain
 
 logger = logging.getLogger(__name__)
@@ -77,22 +78,6 @@ class Destination:
         """Gives a failure of this endpoint a command that shows it, where it has none."""
         pod = target.pod_port
         explain(error, kubectl=self.session.access.kubectl(), namespace=pod.namespace, pod=pod.pod)
-
-
-class OutsideName(NotForwardable):
-    """An ExternalName that the tunnel may dial itself (`external_names: direct`). Who does not do that refuses it.
-
-    Args:
-        address: the name that the Service stands for, and the port.
-        tls: whether that port speaks TLS; None: as its client does.
-    """
-
-    def __init__(
-        self, detail: str, *, command: str | None = None, address: tuple[str, int] = ("", 0), tls: bool | None = None
-    ) -> None:
-        super().__init__(detail, command=command)
-        self.address = address
-        self.tls = tls
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
 from kubetunnel.cluster.connection import keep_alive
 from kubetunnel.core.endpoints import Target
-from kubetunnel.core.errors import KubeTunnelError, UpstreamReset
+from kubetunnel.core.errors import KubeTunnelError
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http
 from kubetunnel.forward.attempts import Attempts
@@ -31,8 +31,9 @@ from kubetunnel.proxy.destination import OpenForClient, OpenUntilConnected
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.reading import PausableReaders
 from kubetunnel.proxy.mode import KubeMode
+from kubetunnel.proxy.outside import OutsideName, OutsideNames
 from kubetunnel.proxy.refusals import own_failure
-from kubetunnel.proxy.routing import Destination, OutsideName, Router, error_of
+from kubetunnel.proxy.routing import Destination, Router, error_of
 from kubetunnel.proxy.service_connections import ServiceConnections
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
 
@@ -91,8 +92,7 @@ class Upstreams:
         self._opened: WeakKeyDictionary[Connection, Opened] = WeakKeyDictionary()
         self._settled: WeakKeyDictionary[Client, set[tuple[str, int]]] = WeakKeyDictionary()
         self._unopened: WeakKeyDictionary[Connection, KubeTunnelError] = WeakKeyDictionary()
-        self._outside: WeakKeyDictionary[Client, dict[tuple[str, int], OutsideName]] = WeakKeyDictionary()
-        self._dialled: WeakKeyDictionary[Connection, OutsideName] = WeakKeyDictionary()
+        self.outside = OutsideNames()
 
     def attach(self, handler: ProxyConnectionHandler) -> None:
         """Stands in for this handler's `open_connection`, whatever its mode is."""
@@ -118,23 +118,9 @@ class Upstreams:
         """Where this upstream went; None for one that is not ours."""
         return self._opened.get(connection)
 
-    def let_out(self, client: Client, name: OutsideName) -> None:
-        """This client asked for a Service that stands for that name, which mitmproxy is to dial."""
-        self._outside.setdefault(client, {})[name.address] = name
-
-    def let_out_to(self, client: Client, address: tuple[str, int, *tuple[int, ...]] | None) -> OutsideName | None:
-        """What `let_out` was told of this address."""
-        return self._outside.get(client, {}).get((address[0], address[1])) if address else None
-
     def open_error(self, connection: Connection) -> KubeTunnelError | None:
         """Why this upstream did not open."""
-        dialled = self._dialled.get(connection)
-        if dialled is not None and connection.error:
-            where = f"{dialled.address[0]}:{dialled.address[1]}"
-            return UpstreamReset(
-                f"{where} is not reached from here: {connection.error.rstrip('.')}.", command=dialled.command
-            )
-        return self._unopened.get(connection)
+        return self.outside.open_error(connection) or self._unopened.get(connection)
 
     def take_open_error(self, connection: Connection) -> KubeTunnelError | None:
         """As `open_error`; once, so that who is told of it may try again."""
@@ -163,8 +149,8 @@ class Upstreams:
         if not connection.address or not self.is_ours(handler.client, connection.address[0]):
             await ProxyConnectionHandler.open_connection(handler, command)
             return
-        if outside := self.let_out_to(handler.client, connection.address):
-            await self._dial(handler, command, outside)
+        if outside := self.outside.to(handler.client, connection.address):
+            await self.outside.dial(handler, command, outside)
             return
         hook_data = server_hooks.ServerConnectionHookData(client=handler.client, server=connection)
         await handler.handle_hook(server_hooks.ServerConnectHook(hook_data))
@@ -189,9 +175,8 @@ class Upstreams:
         try:
             opened, writer = await self._open(command, address, handler.client, held)
         except OutsideName as e:
-            outside = copy(e)  # which has no traceback: see `Opened.end`
-            self.let_out(handler.client, outside)
-            await self._dial(handler, command, outside)
+            self.outside.let(handler.client, e)
+            await self.outside.dial(handler, command, e)
             return
         except KubeTunnelError as e:
             self._unopened[connection] = copy(e)  # which has no traceback: see `Opened.end`
@@ -216,15 +201,6 @@ class Upstreams:
             opened.end()
             self.lanes.closed(connection)
             self.connections.closed(connection)
-
-    async def _dial(
-        self, handler: ProxyConnectionHandler, command: commands.OpenConnection, outside: OutsideName
-    ) -> None:
-        """Has mitmproxy connect to a name that is none of the cluster's, and verify its certificate."""
-        connection = command.connection
-        connection.address, connection.sni = outside.address, outside.address[0]
-        self._dialled[connection] = outside
-        await ProxyConnectionHandler.open_connection(handler, command)
 
     def is_ours(self, client: Client, host: str) -> bool:
         """Whether what this client asks for under that host is the cluster's."""
