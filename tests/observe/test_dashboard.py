@@ -294,7 +294,7 @@ async def test_a_cluster_that_is_away_is_told_above_all(page: Page, tunnel: Dash
 async def test_the_token_leaves_the_address_and_goes_with_actions(page: Page, tunnel: DashboardServer) -> None:
     assert "token" not in await page.evaluate("location.href")
     listener = {"id": "7", "target": "svc/api", "namespace": "shop", "port": 80, "address": "127.0.0.1:39121"}
-    listener |= {"zone": "cluster.local", "asked_by": "user"}
+    listener |= {"zone": "cluster.local", "asked_by": "user", "failure": ""}
     tunnel.answer = 200, {"listeners": [listener]}
     await page.click("#services [data-f=forward]")
     method, path, body = (await tunnel.actions(1))[0]
@@ -309,6 +309,10 @@ async def test_the_token_leaves_the_address_and_goes_with_actions(page: Page, tu
     tunnel.send("listener", listener | {"asked_by": "settings"})
     await page.until("document.querySelector('#listeners').innerText.includes('from the settings')")
     assert await page.evaluate("document.querySelector('#listeners [data-f=close]').hidden") is True
+    tunnel.send("listener", listener | {"address": "", "failure": f"Port 80 is taken. {MARKUP}"})
+    await page.until("document.querySelector('#listeners').innerText.includes('not open')")
+    assert f"Port 80 is taken. {MARKUP}" in await page.text("#listeners")
+    assert await page.evaluate("document.querySelector('#listeners [data-f=copy]').hidden") is True
     assert all(TOKEN not in url for url in page.requested)
 
 

@@ -51,6 +51,7 @@ def fill(tunnel: DashboardServer, services: list[Json], *, text: str = "") -> No
         "port": 80,
         "address": "127.0.0.1:39121",
         "asked_by": "user",
+        "failure": "",
     }
     counts = {"cached": 1, "forwarded": 0, "dropped": 0, "limited": 0}
     tunnel.state |= {

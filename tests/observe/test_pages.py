@@ -36,8 +36,10 @@ async def nothing(cluster: SimCluster) -> None:
 @pytest.fixture(scope="module")
 def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
     directory = tmp_path_factory.mktemp("tunnel")
-    options = ("--set", f"kube_forwards={OF_THE_SETTINGS}")
-    with simulated(nothing) as cluster:
+    taken = socket.create_server(("127.0.0.1", 0))
+    options = ["--set", f"kube_forwards={OF_THE_SETTINGS}"]
+    options += ["--set", f"kube_forwards=svc/pair -n demo {taken.getsockname()[1]}:80"]
+    with taken, simulated(nothing) as cluster:
         kubeconfig = cluster.kubeconfig(directory / "config")
         with Tunnel(directory, kubeconfig=kubeconfig, options=options) as made:
             yield made
@@ -365,6 +367,17 @@ def test_a_listener_of_the_settings_is_shown_and_closed_there_alone(tunnel: Tunn
     assert (answer.status, answer.json["reason"]) == (409, "OfTheSettings")
     assert OF_THE_SETTINGS in answer.json["detail"]
     assert curl(f"http://{listener['address']}/hostname").text == "pair\n"
+
+
+def test_a_local_port_that_cannot_be_opened_says_why(tunnel: Tunnel) -> None:
+    def found() -> dict[str, Any] | None:
+        listeners = ask(tunnel, "/api/v1/listeners").json["listeners"]
+        return next((each for each in listeners if each["failure"]), None)
+
+    listener = until(found)
+    jsonschema.validate(listener, schema("Listener"))
+    assert (listener["address"], listener["target"], listener["asked_by"]) == ("", "service/pair", "settings")
+    assert "already in use" in listener["failure"]
 
 
 def test_a_forward_is_closed_and_opened_by_the_next_request(tunnel: Tunnel, token: str) -> None:

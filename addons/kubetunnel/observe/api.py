@@ -132,7 +132,7 @@ class Api:
 
     async def _close_listener(self, request: http.Request, segments: list[str]) -> http.Response:
         ports = self._local_ports.ports()
-        port = next((each for each in ports if each.id == segments[1] and each.listener is not None), None)
+        port = next((each for each in ports if each.id == segments[1]), None)
         if port is None:
             raise Refused(HTTPStatus.NOT_FOUND, f"There is no listener {segments[1]!r}.", reason="NoListener")
         if port.asked_by == "settings":

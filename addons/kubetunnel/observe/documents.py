@@ -86,20 +86,21 @@ class Documents:
         return {"zone": key.zone, **asdict(self._forwards.now[key])}
 
     def listeners(self) -> list[Json]:
-        return [self.listener(port) for port in self._local_ports.ports() if port.listener is not None]
+        return [self.listener(port) for port in self._local_ports.ports() if port.listener is not None or port.failure]
 
     def listener(self, port: LocalPort) -> Json:
-        """Of one that is open."""
+        """Of one that is open, or cannot be yet."""
         listener = port.listener
-        assert listener is not None, "it is open"  # noqa: S101
+        ref = listener.ref if listener is not None else port.ref
         return {
             "id": port.id,
-            "address": port.addresses[0],
-            "target": str(listener.ref),
+            "address": port.addresses[0] if listener is not None else "",
+            "target": str(ref),
             "zone": port.zone or self._clusters.zones[0],
-            "namespace": listener.ref.namespace,
-            "port": listener.port or port.pair.remote,
+            "namespace": ref.namespace,
+            "port": (listener is not None and listener.port) or port.pair.remote,
             "asked_by": port.asked_by,
+            "failure": port.failure,
         }
 
     def dns(self) -> Json | None:

@@ -178,7 +178,7 @@ export function closeListener(button, listener) {
     "DELETE",
     `listeners/${encodeURIComponent(listener.id)}`,
     undefined,
-    () => `${listener.address} is closed.`,
+    () => `${listener.address || listener.target} is closed.`,
   );
 }
 

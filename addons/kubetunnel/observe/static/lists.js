@@ -35,7 +35,7 @@ export class ForwardsView {
     show($("forwards"), forwards.length > 0);
     show($("no-forwards"), state.forwards.size === 0);
     const listeners = [...state.listeners].filter(([, l]) =>
-      matches(() => [l.address, l.target, l.namespace].join(" ")),
+      matches(() => [l.address, l.target, l.namespace, l.failure].join(" ")),
     );
     this.listeners.render(listeners);
     show($("listeners"), listeners.length > 0);
@@ -74,12 +74,14 @@ function writeForward(fields, { forward, nowS }) {
 }
 
 function writeListener(fields, listener) {
-  setText(fields.address, listener.address);
+  setText(fields.address, listener.address || "not open");
   setText(fields.target, listener.target);
+  setText(fields.failure, listener.failure);
   setText(fields.namespace, listener.namespace);
   setText(fields.port, listener.port);
   setAttr(fields.copy, "aria-label", `Copy address ${listener.address}`);
-  setAttr(fields.close, "aria-label", `Close ${listener.address}`);
+  show(fields.copy, Boolean(listener.address));
+  setAttr(fields.close, "aria-label", `Close ${listener.address || listener.target}`);
   const isOfSettings = listener.asked_by === "settings";
   show(fields.close, !isOfSettings);
   show(fields.note, isOfSettings);
