@@ -18,9 +18,9 @@ from kubetunnel.proxy.raw.departed import departed
 
 # A reader with more at hand gives it without a wait, and 64 KiB of HTTP/2 frames with a few bytes each take 40 ms and
 # more. Who has taken longer than the first lets all others have their turn, and gets a piece that takes the second
-SHORT_S = 0.001
-TURN_S = 0.01
-LEAST_BYTES = 4 << 10
+SHORT_S = 0.005
+TURN_S = 0.02
+LEAST_BYTES = 16 << 10  # smaller ones cost where it is the other side that takes long
 
 
 class Readable(Protocol):
