@@ -15,7 +15,7 @@ run: $(READY) ## the tunnel on 127.0.0.1: your current cluster, else a simulated
 # files that have such tests, by name: to collect all of tests/ takes 9 s each time
 test: $(READY) ## the tests, against the simulated cluster
 	$(BIN)/pytest -m 'not cluster and not alone' -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
-	$(BIN)/pytest -m 'alone and not cluster' $(ARGS) $$(grep -rl 'mark\.alone' tests)
+	$(BIN)/pytest -m 'alone and not cluster' $(ARGS) $$(grep -rl --include='*.py' 'mark\.alone' tests)
 
 check: $(READY) ## linters, types, import floors
 	$(BIN)/ruff check .
@@ -24,7 +24,7 @@ check: $(READY) ## linters, types, import floors
 	$(BIN)/lint-imports
 
 test-cluster: $(READY) ## the contract suite against the cluster of $KUBECONFIG
-	$(BIN)/pytest -m cluster $(ARGS) tests/contract $$(grep -rl 'mark\.cluster' tests --exclude-dir=contract)
+	$(BIN)/pytest -m cluster $(ARGS) tests/contract $$(grep -rl --include='*.py' --exclude-dir=contract 'mark\.cluster' tests)
 
 axe: $(READY) ## axe-core, which looks at the dashboard in the tests (needs npm)
 	npm install --silent --no-audit --no-fund --no-save --prefix .venv axe-core@4
