@@ -18,14 +18,14 @@ from tests.tunnel import Tunnel
 
 CONNECTIONS = 1000
 AT_A_TIME = 40
-SETTLED_S = 45.0  # an unused upstream is closed after 30 s
+SETTLED_S = 45.0
 GROWTH_BYTES = 24 << 20  # of a heap that has been through it once; 25 KiB a connection would show
 
 
 @pytest_asyncio.fixture
 async def tunnel(sim: SimCluster, start_tunnel: Callable[..., Any], tmp_path: Path) -> Tunnel:
-    """One that checks no health, which keeps the upstreams of what was in use."""
-    options = ["--set", "kube_health_enabled=false"]
+    """One that checks no health, which keeps the upstreams of what was in use; the last of them is closed soon."""
+    options = ["--set", "kube_health_enabled=false", "--set", "kube_pool_idle_timeout=30s"]
     started: Tunnel = await start_tunnel(sim.kubeconfig(tmp_path / "kubeconfig"), options=options)
     return started
 
