@@ -190,6 +190,7 @@ def test_as_a_module() -> None:
     [
         ("kubetunnel.cli.main", {"aiohttp", "asyncio", "cryptography", "mitmproxy", "msgspec"}),  # kube-tunnel --help
         ("kubetunnel.app", {"aiohttp", "grpc", "kubernetes", "pyroute2"}),  # until there is a cluster to ask
+        ("kubetunnel.observe.listener_health", {"mitmproxy"}),  # kube-tunnel forward
     ],
 )
 def test_a_start_imports_only_what_it_needs(module: str, late: set[str]) -> None:

@@ -10,10 +10,10 @@ from mitmproxy import http
 from mitmproxy.connection import Server
 
 from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.proxy.explained import explain
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.policy import IDLE_TIMEOUT_S, HttpPolicy
 from kubetunnel.proxy.http.request import MAX_SMALL_BYTES
-from kubetunnel.proxy.refusals import explain
 from tests.proxy.http_playbook import Playbook
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -9,7 +9,8 @@ from mitmproxy import http
 
 from kubetunnel.core import errors
 from kubetunnel.core.errors import KubeTunnelError
-from kubetunnel.proxy.refusals import CODES, explain, refusal
+from kubetunnel.proxy.explained import explain
+from kubetunnel.proxy.refusals import CODES, refusal
 
 CONTRACT = [
     ("NotAServiceName", 400, 3, 4),

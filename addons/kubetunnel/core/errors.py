@@ -101,6 +101,22 @@ class NotForwardable(KubeTunnelError):
     title = "Cannot be forwarded to"
 
 
+class OutsideName(NotForwardable):
+    """An ExternalName that the tunnel may dial itself (`external_names: direct`). Who does not do that refuses it.
+
+    Args:
+        address: the name that the Service stands for, and the port.
+        tls: whether that port speaks TLS; None: as its client does.
+    """
+
+    def __init__(
+        self, detail: str, *, command: str | None = None, address: tuple[str, int] = ("", 0), tls: bool | None = None
+    ) -> None:
+        super().__init__(detail, command=command)
+        self.address = address
+        self.tls = tls
+
+
 class Forbidden(KubeTunnelError):
     """The user lacks a right; the detail names verb and resource, the command is `kubectl auth can-i …`."""
 

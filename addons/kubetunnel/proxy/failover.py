@@ -14,7 +14,7 @@ from typing import Any
 from kubetunnel.core.errors import ConnectionRefused, KubeTunnelError
 from kubetunnel.forward.attempts import Attempts
 from kubetunnel.forward.errors import PodReset, StreamFailed
-from kubetunnel.proxy.refusals import own_failure
+from kubetunnel.proxy.explained import own_failure
 
 logger = logging.getLogger(__name__)
 

@@ -18,22 +18,23 @@ from mitmproxy.proxy.mode_specs import RegularMode, ReverseMode, TransparentMode
 from mitmproxy.utils import human
 
 from kubetunnel.core.catalog import ServicePort
-from kubetunnel.core.errors import KubeTunnelError, NotAServiceName
+from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, OutsideName
 from kubetunnel.core.first_bytes import Protocol
 from kubetunnel.core.names import PodName, ServiceName
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http, spoken_at
 from kubetunnel.proxy import bodies
 from kubetunnel.proxy.connection import KubeConnection
+from kubetunnel.proxy.explained import own_failure
 from kubetunnel.proxy.first_bytes import FirstBytesLayer
 from kubetunnel.proxy.http.layer import NO_HOST, KubeHttpLayer
 from kubetunnel.proxy.limits import Limits
 from kubetunnel.proxy.mode import KubeMode
-from kubetunnel.proxy.outside import OutsideName, send_outside
+from kubetunnel.proxy.outside import send_outside
 from kubetunnel.proxy.own_names import OwnNames
 from kubetunnel.proxy.raw.layer import RawLayer
 from kubetunnel.proxy.raw.relays import Relays
-from kubetunnel.proxy.refusals import own_failure, refusal
+from kubetunnel.proxy.refusals import refusal
 from kubetunnel.proxy.refused import RefusedLayer
 from kubetunnel.proxy.routing import Router
 from kubetunnel.proxy.socks5 import Socks5Layer

@@ -10,23 +10,7 @@ from mitmproxy.connection import Address, Client, Connection
 from mitmproxy.proxy import commands
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
-from kubetunnel.core.errors import NotForwardable, UpstreamReset
-
-
-class OutsideName(NotForwardable):
-    """An ExternalName that the tunnel may dial itself. Who does not do that refuses it.
-
-    Args:
-        address: the name that the Service stands for, and the port.
-        tls: whether that port speaks TLS; None: as its client does.
-    """
-
-    def __init__(
-        self, detail: str, *, command: str | None = None, address: tuple[str, int] = ("", 0), tls: bool | None = None
-    ) -> None:
-        super().__init__(detail, command=command)
-        self.address = address
-        self.tls = tls
+from kubetunnel.core.errors import OutsideName, UpstreamReset
 
 
 class OutsideNames:

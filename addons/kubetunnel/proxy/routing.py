@@ -15,7 +15,7 @@ from kubetunnel.cluster.single_flight import SingleFlight
 from kubetunnel.core.backoff import Backoff
 from kubetunnel.core.catalog import PodPort, Service, ServicePort, ServiceState
 from kubetunnel.core.endpoints import Target, targets
-from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, NotForwardable, Timeout
+from kubetunnel.core.errors import KubeTunnelError, NotAServiceName, NotForwardable, OutsideName, Timeout
 from kubetunnel.core.names import (
     Name,
     PodAddressName,
@@ -34,10 +34,9 @@ from kubetunnel.forward.pod_streams import PodStreams
 from kubetunnel.progress import telling
 from kubetunnel.proxy import http2_probe
 from kubetunnel.proxy.clusters import Clusters, Session
+from kubetunnel.proxy.explained import explain
 from kubetunnel.proxy.failover import FailoverStream
 from kubetunnel.proxy.http.writing import TimedWriter
-from kubetunnel.proxy.outside import OutsideName
-from kubetunnel.proxy.refusals import explain
 
 logger = logging.getLogger(__name__)
 

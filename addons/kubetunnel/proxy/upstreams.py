@@ -22,17 +22,17 @@ from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 
 from kubetunnel.cluster.connection import keep_alive
 from kubetunnel.core.endpoints import Target
-from kubetunnel.core.errors import KubeTunnelError
+from kubetunnel.core.errors import KubeTunnelError, OutsideName
 from kubetunnel.core.ports import PortRequest
 from kubetunnel.core.spoken import Http
 from kubetunnel.forward.attempts import Attempts
 from kubetunnel.proxy import untraced
 from kubetunnel.proxy.destination import OpenForClient, OpenUntilConnected
+from kubetunnel.proxy.explained import own_failure
 from kubetunnel.proxy.http.lanes import Lanes
 from kubetunnel.proxy.http.reading import PausableReaders
 from kubetunnel.proxy.mode import KubeMode
-from kubetunnel.proxy.outside import OutsideName, OutsideNames
-from kubetunnel.proxy.refusals import own_failure
+from kubetunnel.proxy.outside import OutsideNames
 from kubetunnel.proxy.routing import Destination, Router, error_of
 from kubetunnel.proxy.service_connections import ServiceConnections
 from kubetunnel.proxy.virtual_destinations import VirtualDestinations
